@@ -1,0 +1,82 @@
+"""What an evaluation stands on: the newest snapshot of each member, and what identifies it all."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from eval.config import EvalConfig
+from eval.prompts import items
+from imagen import manifest, snapshot, storage
+from imagen.cascade import SampleOptions
+from imagen.config import to_tree
+from imagen.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Snapshot folders of the members in order, their manifests, and a fingerprint of the whole."""
+
+    snapshots: dict[str, str]
+    bodies: dict[str, dict[str, Any]]
+    fingerprint: str
+
+    @property
+    def images_seen(self) -> dict[str, int]:
+        """Images that each member has been trained on."""
+        return {name: int(b["provenance"]["images_seen"]) for name, b in self.bodies.items()}
+
+
+def gather(config: EvalConfig) -> Inputs:
+    """Find the newest snapshot of every member.
+
+    Raises CheckpointError when a member has none, or when members saw different data or encoders.
+    """
+    snapshots = {name: _newest(config, name) for name in config.members}
+    bodies = {
+        name: manifest.read(storage.join(folder, snapshot.MANIFEST), snapshot.KIND, CheckpointError)
+        for name, folder in snapshots.items()
+    }
+    _check_agreement(bodies)
+    return Inputs(snapshots, bodies, _fingerprint(config, bodies))
+
+
+def options(config: EvalConfig) -> SampleOptions:
+    """Return the sampling options of the `eval` section. Raises ConfigError."""
+    chosen = config.eval
+    return SampleOptions(
+        guidance_scale=chosen.guidance_scale, steps=chosen.steps, sampler=chosen.sampler
+    )
+
+
+def _newest(config: EvalConfig, member: str) -> str:
+    folder = storage.join(config.run_dir(member), "snapshots")
+    newest = snapshot.newest(folder)
+    if newest is None:
+        raise CheckpointError(
+            f"member {member} has no snapshot in `{folder}`",
+            f"run `python -m train CONFIG member={member}`",
+        )
+    return newest
+
+
+def _check_agreement(bodies: dict[str, dict[str, Any]]) -> None:
+    for key in ("data_fingerprint", "encoder_fingerprint"):
+        found = {name: body["provenance"].get(key) for name, body in bodies.items()}
+        if len(set(found.values())) > 1:
+            told = ", ".join(f"{name} {value}" for name, value in found.items())
+            raise CheckpointError(
+                f"the members were trained with different values of {key}: {told}",
+                "train the older one again",
+            )
+
+
+def _fingerprint(config: EvalConfig, bodies: dict[str, dict[str, Any]]) -> str:
+    section = config.eval
+    return manifest.fingerprint(
+        {
+            "members": bodies,
+            "text": to_tree(config.text),
+            "eval": to_tree(section),
+            # a prompts file may change under the same name
+            "items": [[item.prompt, item.seed] for item in items(section)],
+        }
+    )

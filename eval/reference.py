@@ -1,0 +1,60 @@
+"""Real images to measure against: training images, and held-out ones as the yardstick."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from imagen.data import digits
+from imagen.data.images import decode
+from imagen.data.prepared import Prepared, Split
+from imagen.errors import ShardError
+
+MOST_TRAINING = 20_000
+MOST_HELDOUT = 2_000
+"""Larger data sets are represented by that many images, evenly spread over shards and rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Images of one split, uint8 (h, w, c), with their captions."""
+
+    images: list[np.ndarray]
+    captions: list[str]
+    total: int
+    """Images in the split, of which `images` are all or an even selection."""
+    unreadable: Counter[str] = field(default_factory=Counter)
+    """Images that could not be decoded, by reason."""
+
+    def labels(self) -> list[int]:
+        """Return the digit of each caption. Raises ShardError when one speaks of no digit."""
+        return [_digit(caption) for caption in self.captions]
+
+
+def load(prepared: Prepared, split: Split, size: int, channels: int) -> Reference:
+    """Read a split's images at `size` pixels."""
+    most = MOST_TRAINING if split == "train" else MOST_HELDOUT
+    where = [(s, int(row)) for s in range(len(prepared.shards)) for row in prepared.rows(s, split)]
+    chosen = where
+    if len(where) > most:
+        chosen = [where[i] for i in np.linspace(0, len(where) - 1, most).astype(int)]
+    reference = Reference([], [], len(where))
+    for shard, row in chosen:
+        try:
+            (planes,) = decode(prepared.image(shard, row), (size,), channels)
+        except ShardError as err:
+            reference.unreadable[err.message] += 1
+            continue
+        reference.images.append(planes.transpose(1, 2, 0))
+        reference.captions.append(prepared.caption(shard, row))
+    return reference
+
+
+def _digit(caption: str) -> int:
+    try:
+        return digits.digit_of(caption)
+    except ValueError as err:
+        raise ShardError(
+            f"the judge of digits was given an image with the caption {caption!r}",
+            "set eval.judge=none for data that is not of digits",
+        ) from err

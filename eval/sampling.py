@@ -1,0 +1,108 @@
+"""Sampling on Ray actors, chunk by chunk. A chunk is a pure function of cascade, items, options.
+
+Each actor loads the cascade once and publishes its chunks itself, so that images never pass
+through the driver while others sample, and a killed evaluation continues where it stopped.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from eval.prompts import Item
+from imagen import manifest, storage
+from imagen.cascade import Cascade, SampleOptions
+from imagen.config import to_tree
+from imagen.data.images import to_uint8
+
+CHUNK_IMAGES = 10
+"""Few enough to lose little by a kill, enough for one batch to keep a core busy."""
+RESTARTS = 3
+"""Times that an actor may die and be started again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some of the items, and the file that their images go to."""
+
+    path: str
+    items: tuple[Item, ...]
+
+
+def chunks(
+    folder: str, chosen: Sequence[Item], cascade: str, options: SampleOptions
+) -> list[Chunk]:
+    """Divide items into chunks. File names hold the fingerprint of all that decides the images."""
+    whole = [[item.prompt, item.seed] for item in chosen]
+    key = manifest.fingerprint({"cascade": cascade, "items": whole, "options": to_tree(options)})
+    starts = range(0, len(chosen), CHUNK_IMAGES)
+    return [
+        Chunk(
+            storage.join(folder, f"{key[:8]}-{start:06d}.safetensors"),
+            tuple(chosen[start : start + CHUNK_IMAGES]),
+        )
+        for start in starts
+    ]
+
+
+class Sampler:
+    """Holds a loaded cascade; the body of one actor."""
+
+    def __init__(self, folder: str, options: SampleOptions) -> None:
+        self.folder = folder
+        self.options = options
+
+    @cached_property
+    def cascade(self) -> Cascade:
+        """The cascade, loaded by the first task: an error here keeps its type, which it would lose
+        while an actor is created.
+        """
+        import torch
+
+        torch.set_num_threads(1)  # one actor a core; and sums in one order
+        return Cascade.load(self.folder)
+
+    def sample(self, chunk: Chunk) -> int:
+        """Sample and publish a chunk; return how many images it has."""
+        prompts = [item.prompt for item in chunk.items]
+        images = self.cascade.sample(prompts, [item.seed for item in chunk.items], self.options)
+        arrays = {name: to_uint8(x).cpu().numpy() for name, x in images.items()}
+        storage.put(chunk.path, safetensors.numpy.save(arrays))
+        return len(chunk.items)
+
+
+def sample_missing(
+    cascade: str, work: Sequence[Chunk], options: SampleOptions, done: Callable[[int], None]
+) -> None:
+    """Sample chunks on as many one-core actors as Ray has CPUs; Ray must be connected.
+
+    `done(images)` is called for each finished chunk. A dead actor is started again and repeats
+    its chunk, which gives the same bytes.
+    """
+    import ray
+
+    waiting = deque(work)
+    count = max(1, min(len(work), int(ray.cluster_resources().get("CPU", 1))))
+    actor: Any = ray.remote(num_cpus=1, max_restarts=RESTARTS, max_task_retries=RESTARTS)(Sampler)
+    running: dict[Any, Any] = {}
+    for worker in [actor.remote(cascade, options) for _ in range(count)]:
+        running[worker.sample.remote(waiting.popleft())] = worker
+    while running:
+        finished, _ = ray.wait(list(running), num_returns=1)
+        worker = running.pop(finished[0])
+        done(ray.get(finished[0]))
+        if waiting:
+            running[worker.sample.remote(waiting.popleft())] = worker
+
+
+def read(work: Sequence[Chunk]) -> dict[str, list[np.ndarray]]:
+    """Return all images of each member in the order of the items, uint8 (h, w, c)."""
+    members: dict[str, list[np.ndarray]] = {}
+    for chunk in work:
+        for name, images in safetensors.numpy.load(storage.get(chunk.path)).items():
+            members.setdefault(name, []).extend(images.transpose(0, 2, 3, 1))
+    return members

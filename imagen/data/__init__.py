@@ -1,0 +1,1 @@
+"""Tar shards, embedding shards, the elastic order and per-sample randomness."""

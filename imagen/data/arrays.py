@@ -1,0 +1,39 @@
+"""Arrays as plain `.npy` files: to bytes, and back as memory maps that were checked."""
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from imagen import manifest, storage
+from imagen.errors import ShardError
+
+
+def to_npy(array: np.ndarray) -> bytes:
+    """Return `array` as the bytes of a `.npy` file."""
+    out = io.BytesIO()
+    np.save(out, array, allow_pickle=False)
+    return out.getvalue()
+
+
+def open_npy(
+    path: str, entry: Mapping[str, Any], cache: str | None = None, *, big: bool = False
+) -> np.ndarray:
+    """Return the array of a `.npy` file that a manifest lists as `entry`, read-only.
+
+    Local files are memory-mapped, remote ones through a copy in the local folder `cache`, or read
+    into memory when there is none. The checksum is compared, of `big` local files only the size.
+    Raises ShardError, StorageError.
+    """
+    if not storage.is_local(path) and cache is None:
+        return np.load(io.BytesIO(manifest.check_file(path, storage.get(path), entry)))
+    place = storage.localize(path, cache or "", entry["crc32c"])
+    if not big:
+        manifest.check_file(path, storage.get(place), entry)
+    elif storage.size(place) != entry["bytes"]:
+        raise ShardError(
+            f"`{path}` has {storage.size(place)} bytes, its manifest says {entry['bytes']}",
+            "the file was damaged after it was written: delete its manifest and rerun",
+        )
+    return np.load(place, mmap_mode="r", allow_pickle=False).view(np.ndarray)

@@ -1,0 +1,126 @@
+"""From the files of a tar to samples: an image and a caption under one key, or the reason why not.
+
+Samples that cannot be used are left out here, once, and counted by reason, so that training never
+meets them: `no_image`, `bad_image`, `no_caption`, `non_utf8`, `duplicate_key`.
+"""
+
+import io
+import json
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from PIL import Image
+
+from imagen.data.tars import Buffer, Member, split_name
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A usable sample: where its image and caption are, its caption, its size in pixels."""
+
+    key: str
+    image: Member
+    caption: Member
+    caption_is_json: bool
+    text: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """A sample that cannot be used."""
+
+    key: str
+    reason: str
+    detail: str
+
+
+class _BadSampleError(Exception):
+    """Carries (reason, detail) out of the checks of one sample."""
+
+
+def read_caption(raw: bytes, is_json: bool) -> str:
+    """Return the caption of a `.txt` member, or of img2dataset's `.json`.
+
+    Raises UnicodeDecodeError when it is no UTF-8, ValueError when the JSON holds no caption.
+    """
+    text = raw.decode("utf8")
+    if is_json:
+        body = json.loads(text)
+        text = body.get("caption") if isinstance(body, dict) else None
+        if not isinstance(text, str):
+            raise ValueError("the .json has no `caption`")
+    return text.strip()
+
+
+def examine(tar: Buffer, members: Iterable[Member]) -> list[Sample | Bad]:
+    """Return the samples of a tar in the order in which their keys first appear."""
+    found: list[Sample | Bad] = []
+    for key, (parts, repeats) in _group(members).items():
+        try:
+            found.append(_sample(tar, key, parts))
+        except _BadSampleError as err:
+            found.append(Bad(key, *err.args))
+        found.extend(
+            Bad(key, "duplicate_key", f"a second `{member.name}` at byte {member.offset}")
+            for member in repeats
+        )
+    return found
+
+
+def _group(members: Iterable[Member]) -> dict[str, tuple[dict[str, Member], list[Member]]]:
+    """Group members by key: {extension: member}, and one member for each repeat of the key."""
+    groups: dict[str, tuple[dict[str, Member], list[Member]]] = {}
+    seen: dict[str, int] = {}
+    for member in members:
+        split = split_name(member.name)
+        if split is None:
+            continue
+        parts, repeats = groups.setdefault(split[0], ({}, []))
+        if split[1] not in parts:
+            parts[split[1]] = member
+            continue
+        seen[member.name] = seen.get(member.name, 0) + 1
+        if seen[member.name] > len(repeats):  # jpg + txt again are one repeat, not two
+            repeats.append(member)
+    return groups
+
+
+def _sample(tar: Buffer, key: str, parts: dict[str, Member]) -> Sample:
+    image = next((parts[e] for e in IMAGE_EXTENSIONS if e in parts), None)
+    if image is None:
+        raise _BadSampleError("no_image", f"only .{', .'.join(sorted(parts))}")
+    is_json = "txt" not in parts
+    caption = parts.get("json" if is_json else "txt")
+    if caption is None:
+        raise _BadSampleError("no_caption", f"only .{', .'.join(sorted(parts))}")
+    text = _caption(_data(tar, caption), is_json)
+    width, height = _dimensions(_data(tar, image))
+    return Sample(key, image, caption, is_json, text, width, height)
+
+
+def _data(tar: Buffer, member: Member) -> bytes:
+    return tar[member.offset : member.offset + member.size]
+
+
+def _caption(raw: bytes, is_json: bool) -> str:
+    try:
+        return read_caption(raw, is_json)
+    except UnicodeDecodeError as err:
+        raise _BadSampleError("non_utf8", str(err)) from None
+    except ValueError as err:
+        raise _BadSampleError("no_caption", str(err)) from None
+
+
+def _dimensions(data: bytes) -> tuple[int, int]:
+    """Return (width, height) from the image's header, without decoding it."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.size
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as err:
+        detail = str(err).partition(" <_io")[0]  # Pillow adds a memory address
+        raise _BadSampleError("bad_image", f"{detail} ({len(data)} bytes)") from None

@@ -1,0 +1,1 @@
+"""Diffusion as pure functions: schedule, prediction, guidance, samplers. Knows no network."""

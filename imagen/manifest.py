@@ -1,0 +1,82 @@
+"""Manifests: the small JSON files that say "complete". Data first, manifest last.
+
+A manifest lists each data file with its size and CRC-32C. What has a manifest whose files are all
+there in their right size is done; everything else is work to do again.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from imagen import storage
+from imagen.errors import ImagenError, ShardError
+
+
+def fingerprint(value: Any) -> str:
+    """Return 16 hex digits that identify a JSON value, independent of key order."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf8")).hexdigest()[:16]
+
+
+def put_files(folder: str, files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
+    """Publish `files` (name -> bytes) in `folder`; return the `files` entry of a manifest."""
+    for name, data in files.items():
+        storage.put(storage.join(folder, name), data)
+    return {n: {"bytes": len(d), "crc32c": storage.crc32c(d)} for n, d in files.items()}
+
+
+def write(path: str, kind: str, body: Mapping[str, Any]) -> None:
+    """Publish a manifest: `{"format": "imagen/<kind>/1", **body}`. Call it last."""
+    text = json.dumps({"format": f"imagen/{kind}/1", **body}, indent=1, ensure_ascii=False)
+    storage.put(path, text.encode("utf8") + b"\n")
+
+
+def read(path: str, kind: str, error: type[ImagenError] = ShardError) -> dict[str, Any]:
+    """Return a manifest. Raises `error` when it is missing, damaged or of another format."""
+    if not storage.exists(path):
+        raise error(f"no manifest `{path}`: what it stands for is missing or unfinished")
+    try:
+        body = json.loads(storage.get(path))
+    except ValueError as err:
+        raise error(f"manifest `{path}` is damaged: {err}", "delete it and run again") from err
+    if not isinstance(body, dict) or body.get("format") != f"imagen/{kind}/1":
+        found = body.get("format") if isinstance(body, dict) else type(body).__name__
+        raise error(f"`{path}` has format {found!r}, not 'imagen/{kind}/1'")
+    return body
+
+
+def read_if_complete(path: str, kind: str) -> dict[str, Any] | None:
+    """Return a manifest whose files are all there in their right size, else None."""
+    if not storage.exists(path):
+        return None
+    try:
+        body = read(path, kind)
+        folder = path.rpartition("/")[0]
+        for name, entry in body.get("files", {}).items():
+            if storage.size(storage.join(folder, name)) != entry["bytes"]:
+                return None
+    except ImagenError:
+        return None
+    return body
+
+
+def verify_files(path: str, body: Mapping[str, Any], error: type[ImagenError] = ShardError) -> None:
+    """Raise `error` naming the first file of a manifest that is missing or has other bytes."""
+    folder = path.rpartition("/")[0]
+    for name, entry in body["files"].items():
+        check_file(storage.join(folder, name), storage.get(storage.join(folder, name)), entry, error)
+
+
+def check_file(
+    path: str, data: bytes, entry: Mapping[str, Any], error: type[ImagenError] = ShardError
+) -> bytes:
+    """Return `data` if it is what the manifest's `entry` says, else raise `error`."""
+    found = storage.crc32c(data)
+    if len(data) != entry["bytes"] or found != entry["crc32c"]:
+        raise error(
+            f"`{path}` has {len(data)} bytes with checksum {found}, its manifest says "
+            f"{entry['bytes']} with {entry['crc32c']}",
+            "the file was damaged or replaced after it was written: delete its manifest and rerun",
+        )
+    return data

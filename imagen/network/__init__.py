@@ -1,0 +1,1 @@
+"""The networks: blocks and U-Nets. Knows no diffusion."""

@@ -1,0 +1,21 @@
+"""Sinusoidal features of a scalar, computed on the host and given to the network as input.
+
+Fed from the host (float64, rounded once), because sin and cos of large arguments differ between
+devices; an exported network then needs no schedule arithmetic.
+"""
+
+import math
+
+import torch
+
+FEATURES = 64
+"""Width of the features of one scalar."""
+_LOWEST, _HIGHEST = 2.0**-6, 2.0**2  # rad per unit of log-SNR: one period spans 400 … 1.6 units
+
+
+def sinusoids(value: torch.Tensor) -> torch.Tensor:
+    """Return sine and cosine features. `value`: (b,) float64, such as log-SNR -> (b, f) float32."""
+    half = FEATURES // 2
+    exponents = torch.linspace(math.log(_LOWEST), math.log(_HIGHEST), half, dtype=torch.float64)
+    angles = value.double()[:, None] * exponents.exp().to(value.device)
+    return torch.cat([angles.sin(), angles.cos()], dim=1).float()

@@ -1,0 +1,115 @@
+"""The shared sections of a config file, and where everything a project makes lives.
+
+```
+<out>/data/                 tar shards that `preencode import` wrote (or `data.tars`, used in place)
+<out>/index/                what is inside each tar: offsets, keys, held-out flags, quarantine
+<out>/embeddings/<fp>/      embedding shards of the encoder with fingerprint <fp>
+<out>/<member>/             run directory of one U-Net: config.yaml, log.jsonl, checkpoints, snapshots
+<out>/cascade/              the newest assembled cascade: what `imagen sample --cascade` takes
+<out>/eval/<images>/        grid.png, metrics.json, report.html
+<out>/logs/                 output of stages that ran side by side
+```
+"""
+
+from dataclasses import dataclass, field
+
+from imagen import storage
+from imagen.errors import ConfigError
+from imagen.member import MemberConfig
+from imagen.text.config import TextConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Where the captioned images are and which of them are held out."""
+
+    tars: str = ""
+    """Folder or URL of WebDataset tar shards, read only; empty: `<out>/data`."""
+    heldout: float = 0.05
+    """Share of the samples kept from training, chosen by a hash of the key."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.heldout < 1:
+            raise ConfigError(f"heldout {self.heldout} is not in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProjectConfig:
+    """What all stages share. A stage's own config extends it with the stage's section."""
+
+    name: str
+    """Title of reports."""
+    out: str
+    """Folder or URL below which everything is written."""
+    seed: int = 0
+    """Decides order, noise and every other draw, in [0, 2^32)."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The data set."""
+    text: TextConfig = field(default_factory=TextConfig)
+    """The frozen text encoder."""
+    members: dict[str, MemberConfig]
+    """The U-Nets of the cascade, in order: base, sr1, sr2."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed {self.seed} is not in [0, 2^32)")
+        check_chain(self.members, self.text)
+
+    @property
+    def tars(self) -> str:
+        """Folder of the tar shards."""
+        return self.data.tars or storage.join(self.out, "data")
+
+    @property
+    def index(self) -> str:
+        """Folder of the prepared data set's index."""
+        return storage.join(self.out, "index")
+
+    @property
+    def embeddings(self) -> str:
+        """Folder that holds one folder of embedding shards for each encoder fingerprint."""
+        return storage.join(self.out, "embeddings")
+
+    def run_dir(self, member: str) -> str:
+        """Run directory of one member's training."""
+        return storage.join(self.out, member)
+
+    @property
+    def cascade(self) -> str:
+        """Folder of the assembled cascade."""
+        return storage.join(self.out, "cascade")
+
+    @property
+    def evals(self) -> str:
+        """Folder that holds one folder for each evaluation."""
+        return storage.join(self.out, "eval")
+
+    def previous_size(self, member: str) -> int | None:
+        """Size in pixels of the image that conditions a member; None for the base."""
+        names = list(self.members)
+        at = names.index(member)
+        return self.members[names[at - 1]].size if at else None
+
+
+def check_chain(members: dict[str, MemberConfig], text: TextConfig) -> None:
+    """Raise ConfigError unless the members form a cascade: base, sr1, sr2, growing in size."""
+    wanted = ["base", *(f"sr{i}" for i in range(1, len(members)))]
+    if not members or list(members) != wanted:
+        raise ConfigError(f"members are {list(members)}, a cascade has base, sr1, sr2 in this order")
+    sizes = [m.size for m in members.values()]
+    if sorted(set(sizes)) != sizes:
+        raise ConfigError(f"member sizes {sizes} do not grow from base to the last member")
+    if len({m.network.channels for m in members.values()}) > 1:
+        raise ConfigError("members differ in `network.channels`; a cascade has one number")
+    for name, member in members.items():
+        if (member.network.kind == "efficient") != (name != "base"):
+            raise ConfigError(
+                f"member {name} has network.kind {member.network.kind!r}",
+                "base is 'base'; super-resolution members are 'efficient'",
+            )
+        if text.dim is not None and member.network.text_dim != text.dim:
+            raise ConfigError(
+                f"member {name} has network.text_dim {member.network.text_dim}, the encoder "
+                f"{text.encoder} is {text.dim} wide",
+                f"set members.{name}.network.text_dim={text.dim}",
+            )

@@ -1,0 +1,233 @@
+"""The storage seam: every byte the system reads or writes at a path or URL passes here.
+
+Paths are local or any fsspec URL (`gs://`, `s3://`, `memory://`). Files are published whole: on a
+local disk through a temporary file, fsync and rename; on an object store by uploading finished
+bytes. Nothing is ever published through an open file handle, because an exception inside
+`with fs.open(path, "wb")` makes gcsfs commit the truncated object.
+"""
+
+import contextlib
+import os
+import posixpath
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import google_crc32c
+
+from imagen.errors import StorageError
+
+TEMP_MARK = ".tmp-"
+"""Part of the name of every temporary file; a leftover of a killed writer is safe to delete."""
+
+
+def is_local(path: str) -> bool:
+    """Tell whether `path` is on a local disk (no `scheme://`, or `file://`)."""
+    return "://" not in path or path.startswith("file://")
+
+
+def local(path: str) -> str:
+    """Return a local path without its `file://`."""
+    return path.removeprefix("file://")
+
+
+def join(path: str, *parts: str) -> str:
+    """Join path segments with `/`, for URLs and local paths alike."""
+    return posixpath.join(path, *parts)
+
+
+def name(path: str) -> str:
+    """Return the last segment of a path."""
+    return path.rstrip("/").rpartition("/")[2]
+
+
+def crc32c(data: bytes) -> str:
+    """Return the CRC-32C of `data` as 8 hex digits (the checksum GCS keeps of each object)."""
+    return f"{google_crc32c.value(data):08x}"
+
+
+def _filesystem(path: str) -> tuple[Any, str]:
+    # gcsfs asks for a bucket's layout over gRPC first, which hangs on HTTP emulators
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(path, use_listings_cache=False)
+    except (ImportError, ValueError) as err:
+        raise StorageError(f"cannot open `{path}`: {err}") from err
+
+
+@contextlib.contextmanager
+def _explained(action: str, path: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as err:
+        raise StorageError(f"cannot {action} `{path}`: it does not exist") from err
+    except PermissionError as err:
+        hint = "check the permissions of the folder or the credentials of the bucket"
+        raise StorageError(f"cannot {action} `{path}`: permission denied", hint) from err
+    except OSError as err:
+        raise StorageError(f"cannot {action} `{path}`: {err.strerror or err}") from err
+
+
+def get(path: str) -> bytes:
+    """Return the bytes of a file. Raises StorageError."""
+    with _explained("read", path):
+        if is_local(path):
+            with open(local(path), "rb") as file:
+                return file.read()
+        fs, inner = _filesystem(path)
+        return fs.cat_file(inner)
+
+
+def get_range(path: str, start: int, size: int) -> bytes:
+    """Return `size` bytes from byte `start`. Raises StorageError, also when the file is shorter."""
+    with _explained("read", path):
+        if is_local(path):
+            with open(local(path), "rb") as file:
+                data = os.pread(file.fileno(), size, start)
+        else:
+            fs, inner = _filesystem(path)
+            data = fs.cat_file(inner, start=start, end=start + size)
+    if len(data) != size:
+        raise StorageError(f"`{path}` ends at byte {start + len(data)}, not at {start + size}")
+    return data
+
+
+def put(path: str, data: bytes, *, if_absent: bool = False) -> bool:
+    """Publish `data` at `path`, whole or not at all, and durably.
+
+    Returns False, and writes nothing, when `if_absent` and the file is there already.
+    """
+    with _explained("write", path):
+        if is_local(path):
+            return _put_local(local(path), data, if_absent)
+        return _put_object(path, data, if_absent)
+
+
+def _put_local(path: str, data: bytes, if_absent: bool) -> bool:
+    folder = os.path.dirname(path) or "."
+    os.makedirs(folder, exist_ok=True)
+    temp = f"{path}{TEMP_MARK}{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    try:
+        with open(temp, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        return _publish_local(temp, path, if_absent)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temp)
+
+
+def _publish_local(temp: str, path: str, if_absent: bool) -> bool:
+    if if_absent:
+        try:
+            os.link(temp, path)  # the only local operation that creates exclusively and whole
+        except FileExistsError:
+            return False
+    else:
+        os.replace(temp, path)
+    _sync_folder(os.path.dirname(path) or ".")
+    return True
+
+
+def _sync_folder(folder: str) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _put_object(path: str, data: bytes, if_absent: bool) -> bool:
+    fs, inner = _filesystem(path)
+    if not if_absent:
+        fs.pipe_file(inner, data)
+        return True
+    try:
+        fs.pipe_file(inner, data, mode="create")
+    except FileExistsError:
+        return fs.cat_file(inner) == data  # our own retry after a lost response also lands here
+    return True
+
+
+def exists(path: str) -> bool:
+    """Tell whether a file is there, past every listing cache."""
+    with _explained("look up", path):
+        if is_local(path):
+            return os.path.isfile(local(path))
+        fs, inner = _filesystem(path)
+        return fs.isfile(inner)
+
+
+def size(path: str) -> int:
+    """Return the size of a file in bytes. Raises StorageError when it does not exist."""
+    with _explained("look up", path):
+        if is_local(path):
+            return os.stat(local(path)).st_size
+        fs, inner = _filesystem(path)
+        return int(fs.info(inner)["size"])
+
+
+def listdir(path: str) -> list[str]:
+    """Return the sorted names in a folder, temporary files left out; [] when there is none."""
+    with _explained("list", path):
+        if is_local(path):
+            names = os.listdir(local(path)) if os.path.isdir(local(path)) else []
+        else:
+            fs, inner = _filesystem(path)
+            try:
+                names = [name(entry) for entry in fs.ls(inner, detail=False)]
+            except FileNotFoundError:
+                names = []
+    return sorted(n for n in names if n and TEMP_MARK not in n)
+
+
+def delete(path: str) -> None:
+    """Delete one file; a missing one is fine. Delete a manifest before the files it lists."""
+    with _explained("delete", path):
+        if is_local(path):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(local(path))
+            return
+        fs, inner = _filesystem(path)
+        with contextlib.suppress(FileNotFoundError):
+            fs.rm_file(inner)
+
+
+def delete_folder(path: str) -> None:
+    """Delete a local folder if it is empty; object stores have no folders."""
+    if is_local(path):
+        with contextlib.suppress(OSError):
+            os.rmdir(local(path))
+
+
+def sweep_temporary(folder: str, older_than_s: float = 3600.0) -> int:
+    """Delete temporary files that killed writers left in a local folder; return how many."""
+    if not is_local(folder) or not os.path.isdir(local(folder)):
+        return 0
+    swept = 0
+    for entry in os.scandir(local(folder)):
+        if TEMP_MARK in entry.name and time.time() - entry.stat().st_mtime > older_than_s:
+            os.unlink(entry.path)
+            swept += 1
+    return swept
+
+
+def localize(path: str, cache: str, file_crc32c: str | None = None) -> str:
+    """Return a local path with the content of `path`, downloading a remote one into `cache`.
+
+    The copy is published by rename, so a second process never reads half of it.
+    Raises StorageError when the checksum of a download is not `file_crc32c`.
+    """
+    if is_local(path):
+        return local(path)
+    target = join(cache, file_crc32c or "unchecked", path.replace("://", "/"))
+    if file_crc32c is None or not os.path.exists(target):
+        data = get(path)
+        if file_crc32c is not None and crc32c(data) != file_crc32c:
+            raise StorageError(f"`{path}` has checksum {crc32c(data)}, not {file_crc32c}")
+        put(target, data)
+    return target

@@ -1,0 +1,1 @@
+"""The frozen T5 encoder and what is stored of it."""

@@ -1,0 +1,1 @@
+"""Stage 1: bring data in as tar shards, index them, encode their captions (Ray)."""

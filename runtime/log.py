@@ -1,0 +1,80 @@
+"""Append-only logs of events: one JSON object a line."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from typing import Any, Self
+
+from imagen import storage
+
+REMOTE_EVERY_S = 10.0
+"""An object store cannot append: a remote log is published whole, at most this often."""
+
+
+class JsonLog:
+    """A JSONL file that grows by one line an event; what a killed writer left is kept."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._local = None
+        self._lines: list[bytes] = []
+        self._published = time.monotonic()
+        if storage.is_local(path):
+            self._open_local(storage.local(path))
+        elif storage.exists(path):
+            before = storage.get(path)
+            self._lines.append(before if before.endswith(b"\n") or not before else before + b"\n")
+
+    def _open_local(self, path: str) -> None:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        self._local = open(path, "ab+")  # noqa: SIM115 - closed by close()
+        if self._local.tell():
+            self._local.seek(-1, os.SEEK_END)
+            if self._local.read(1) != b"\n":
+                self._local.write(b"\n")  # close the line that a killed writer left torn
+
+    def write(self, **fields: Any) -> None:
+        """Append one event: `{"time": seconds since 1970, **fields}`."""
+        line = json.dumps({"time": round(time.time(), 3), **fields}).encode() + b"\n"
+        if self._local is not None:
+            self._local.write(line)
+            self._local.flush()
+            return
+        self._lines.append(line)
+        if time.monotonic() - self._published > REMOTE_EVERY_S:
+            self._publish()
+
+    def _publish(self) -> None:
+        self._lines = [b"".join(self._lines)]
+        storage.put(self.path, self._lines[0])
+        self._published = time.monotonic()
+
+    def close(self) -> None:
+        """Publish what is buffered and close the file."""
+        if self._local is not None:
+            self._local.close()
+        elif self._lines:
+            self._publish()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read(path: str) -> list[dict[str, Any]]:
+    """Return the events of a log, [] when there is none; torn lines of killed writers left out."""
+    return list(parse(storage.get(path))) if storage.exists(path) else []
+
+
+def parse(data: bytes) -> Iterator[dict[str, Any]]:
+    """Yield the events in the whole lines of `data`."""
+    for line in data.split(b"\n"):
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict):
+            yield event

@@ -1,0 +1,154 @@
+"""One way to a Ray cluster: the given address, else $RAY_ADDRESS, else a local Ray of our own."""
+
+import contextlib
+import logging
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from imagen.errors import ConfigError, ImagenError
+
+SETTINGS = {
+    # Ray Train: a node that is gone costs seconds, not a minute (shared/knowledge: ray.md)
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",
+    "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # else the first look at a bucket may take 60 s
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # `uv run` would rebuild the environment in each worker
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the new behaviour, which Ray else warns about
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing of a run is reported to anyone
+}
+"""Defaults for the environment; what is set already stays."""
+
+LOCAL_PREFIX = "imagen-ray-"
+OBJECT_STORE_BYTES = 200 * 2**20
+"""Our stages pass file names and small arrays through the object store."""
+KNOCK_S = 10.0
+ATTEMPTS = 3
+REGISTRATION = "timed out during startup"
+"""In Ray's error when a node needs more than a hard-coded 30 s to register (a loaded machine)."""
+
+
+def settings() -> None:
+    """Apply `SETTINGS` to the environment, which workers of a local Ray inherit."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
+@contextlib.contextmanager
+def connect(
+    address: str | None = None,
+    num_cpus: int | None = None,
+    resources: Mapping[str, float] | None = None,
+) -> Iterator[str]:
+    """Connect this process to Ray and yield the address that other processes can join.
+
+    `num_cpus` and `resources` describe the local Ray, if one is started. Only what was started
+    here is shut down. Raises ConfigError when nothing answers at the address.
+    """
+    settings()
+    import ray  # after the settings: Ray reads some of them at import
+
+    target = address or os.environ.get("RAY_ADDRESS") or "local"
+    if ray.is_initialized():
+        yield ray.get_runtime_context().gcs_address
+    elif target == "local":
+        with _local(num_cpus, resources) as started:
+            yield started
+    else:
+        try:
+            yield _join(target)
+        finally:
+            ray.shutdown()
+
+
+def _join(address: str) -> str:
+    import ray
+
+    try:
+        _knock(address)
+        ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
+    except OSError as err:  # Ray's ConnectionError is one
+        raise ConfigError(
+            f"no Ray cluster answers at `{address}`: {err}",
+            "check --address and RAY_ADDRESS; without both, a local Ray is started",
+        ) from err
+    return ray.get_runtime_context().gcs_address
+
+
+def _knock(address: str) -> None:
+    """Raise OSError when nothing listens at `host:port`; Ray itself tries for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
+
+
+@contextlib.contextmanager
+def _local(num_cpus: int | None, resources: Mapping[str, float] | None) -> Iterator[str]:
+    import ray
+
+    sweep_local()
+    # short: Ray puts Unix sockets below it, whose paths end at 107 bytes
+    folder = tempfile.mkdtemp(prefix=f"{LOCAL_PREFIX}{os.getpid()}-", dir="/tmp")
+    try:
+        _start(folder, num_cpus=num_cpus, resources=dict(resources or {}))
+        yield ray.get_runtime_context().gcs_address
+    except (ImagenError, KeyboardInterrupt):
+        raise
+    except Exception:
+        print(f"Ray's logs are kept in {folder} until the next run", file=sys.stderr)
+        folder = ""
+        raise
+    finally:
+        ray.shutdown()
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)  # a dying worker may still write
+
+
+def _start(folder: str, **size: Any) -> None:
+    import ray
+
+    # Ray says at each start that it protects the cluster by a token, which is what we want
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            ray.init(
+                "local",
+                _temp_dir=folder,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                **size,
+            )
+            return
+        except Exception as err:
+            ray.shutdown()
+            if REGISTRATION not in str(err) or attempt == ATTEMPTS:
+                raise
+
+
+def sweep_local() -> int:
+    """Delete the folders of local Rays whose process is gone; return how many."""
+    swept = 0
+    for entry in os.scandir("/tmp"):
+        pid = entry.name.removeprefix(LOCAL_PREFIX).partition("-")[0]
+        if entry.name.startswith(LOCAL_PREFIX) and pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(entry.path, ignore_errors=True)
+            swept += 1
+    return swept
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # another user's
+    return True

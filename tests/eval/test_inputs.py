@@ -1,0 +1,72 @@
+import pytest
+
+from eval import inputs, stage
+from imagen import storage
+from imagen.errors import CheckpointError, ConfigError
+
+
+def test_newest_snapshot_of_each_member_is_taken(project, tiny):
+    newer = tiny.write_snapshot(project, "base", images_seen=1280)
+    found = inputs.gather(project)
+    assert found.snapshots["base"] == newer
+    assert found.images_seen == {"base": 1280, "sr1": 640}
+
+
+def test_an_untrained_member_is_named_with_the_command_that_trains_it(project):
+    storage.delete(f"{project.run_dir('sr1')}/snapshots/{640:012d}/snapshot.json")
+    with pytest.raises(CheckpointError, match="member sr1 has no snapshot") as caught:
+        inputs.gather(project)
+    assert caught.value.hint == "run `python -m train CONFIG member=sr1`"
+    assert stage.state(project).status == "missing"
+
+
+def test_members_of_different_data_are_refused(project, tiny):
+    tiny.write_snapshot(project, "sr1", data_fingerprint="e" * 16)
+    message = "different values of data_fingerprint: base d+, sr1 e+"
+    with pytest.raises(CheckpointError, match=message):
+        inputs.gather(project)
+
+
+def test_fingerprint_covers_weights_section_and_prompts(project, tiny, tmp_path):
+    first = inputs.gather(project).fingerprint
+    assert inputs.gather(project).fingerprint == first
+    others = {first}
+    others.add(inputs.gather(tiny.make_config(tmp_path, guidance_scale=2.0)).fingerprint)
+    path = str(tmp_path / "p.txt")
+    for text in (b"a cat", b"a dog"):
+        storage.put(path, text)
+        section = tiny.make_config(tmp_path, prompts=path, judge="none")
+        others.add(inputs.gather(section).fingerprint)
+    tiny.write_snapshot(project, "sr1", seed=1)
+    others.add(inputs.gather(project).fingerprint)
+    assert len(others) == 5
+
+
+def test_an_unknown_sampler_is_an_error_before_anything_is_done(project, tiny, tmp_path):
+    with pytest.raises(ConfigError, match="sampler 'euler' is unknown"):
+        stage.run(tiny.make_config(tmp_path, sampler="euler"))
+    assert storage.listdir(project.cascade) == []
+
+
+def test_a_changed_encoder_is_an_error_before_anything_is_sampled(project, tmp_path, tiny):
+    from eval.config import EvalConfig
+    from imagen import config as configs
+
+    tree = configs.to_tree(project)
+    tree["text"]["max_tokens"] = 64
+    with pytest.raises(CheckpointError, match="was trained with encoder"):
+        stage.run(configs.build(EvalConfig, tree))
+
+
+def test_plan_tells_steps_and_snapshots_and_writes_nothing(project):
+    lines = "\n".join(stage.plan(project))
+    assert "sr1: 32 px, dpmpp_2m, 2 steps, guidance 3" in lines
+    assert "640 images seen" in lines
+    assert lines.endswith("to do: sample, judge, report")
+    assert storage.listdir(project.out) == ["base", "data", "index", "sr1"]
+
+
+def test_plan_of_an_untrained_project_says_what_is_missing(tiny, tmp_path):
+    lines = stage.plan(tiny.make_config(tmp_path))
+    assert lines[-2].startswith("not ready: member base has no snapshot")
+    assert lines[-1] == "hint: run `python -m train CONFIG member=base`"

@@ -1,0 +1,96 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from imagen.data.images import decode, to_uint8, to_x0
+from imagen.errors import ShardError
+
+
+def encoded(pixels: np.ndarray, kind: str = "png", **options: object) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, kind, **options)
+    return out.getvalue()
+
+
+def test_an_image_of_the_wanted_size_is_returned_pixel_by_pixel():
+    pixels = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    assert (decode(encoded(pixels), (8,), 1)[0] == pixels[None]).all()
+
+
+def test_the_centre_square_is_cut():
+    pixels = np.zeros((8, 12), np.uint8)
+    pixels[:, 2:10] = 200
+    assert (decode(encoded(pixels), (8,), 1)[0] == 200).all()
+
+
+def test_every_size_is_made_of_the_same_cut():
+    ramp = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (64, 1))
+    large, small = decode(encoded(ramp), (32, 8), 1)
+    blocks = large.astype(float).reshape(1, 8, 4, 8, 4).mean((2, 4))
+    assert np.abs(blocks - small).max() < 3
+
+
+def test_downscaling_is_antialiased():
+    stripes = np.zeros((64, 64), np.uint8)
+    stripes[:, ::2] = 255
+    assert np.abs(decode(encoded(stripes), (8,), 1)[0].astype(int) - 127).max() < 8
+
+
+def test_channels_come_first_and_grey_becomes_rgb():
+    colour = np.zeros((4, 4, 3), np.uint8)
+    colour[..., 0] = 9
+    assert decode(encoded(colour), (4,), 3)[0][:, 0, 0].tolist() == [9, 0, 0]
+    assert decode(encoded(colour[..., 0]), (4,), 3)[0][:, 0, 0].tolist() == [9, 9, 9]
+
+
+def test_transparency_is_laid_on_white():
+    clear = np.zeros((4, 4, 4), np.uint8)
+    assert (decode(encoded(clear), (4,), 3)[0] == 255).all()
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped():
+    pixels = np.full((4, 4), 0x8000, np.uint16)
+    assert (decode(encoded(pixels), (4,), 1)[0] == 128).all()
+
+
+def test_pictures_are_turned_upright():
+    pixels = np.zeros((8, 8), np.uint8)
+    pixels[0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3  # stored upside down
+    upright = decode(encoded(pixels, exif=exif), (8,), 1)[0][0]
+    assert upright[7].min() == 255
+    assert upright[:7].max() == 0
+
+
+def test_a_large_jpeg_decoded_at_a_smaller_scale_looks_the_same():
+    y, x = np.mgrid[0:512, 0:512]
+    pixels = (127 + 60 * np.sin(x / 40) + 60 * np.cos(y / 60)).astype(np.uint8)
+    drafted = decode(encoded(pixels, "jpeg", quality=95), (32,), 1)[0]
+    whole = decode(encoded(pixels), (32,), 1)[0]
+    assert np.abs(drafted.astype(int) - whole).mean() < 1
+
+
+CUT = encoded(np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8))[:300]
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", CUT], ids=["empty", "text", "cut"])
+def test_bytes_that_are_no_image_are_a_shard_error(data: bytes):
+    with pytest.raises(ShardError, match="not a readable image: "):
+        decode(data, (8,), 1)
+
+
+def test_pictures_are_never_enlarged():
+    with pytest.raises(ShardError, match="image of 7 px is smaller than 8 px"):
+        decode(encoded(np.zeros((7, 30), np.uint8)), (8, 4), 1)
+
+
+def test_pixels_survive_the_way_to_x0_and_back():
+    pixels = torch.arange(256).to(torch.uint8)
+    assert (to_uint8(to_x0(pixels)) == pixels).all()
+    assert to_x0(pixels).min() == -1
+    assert to_x0(pixels).max() == 1
+    assert to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]

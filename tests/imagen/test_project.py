@@ -1,0 +1,116 @@
+import dataclasses
+
+import pytest
+
+from imagen.config import build
+from imagen.errors import ConfigError
+from imagen.project import DataConfig, ProjectConfig
+
+NETWORK = {
+    "channels": 1,
+    "widths": [8, 16],
+    "blocks": [1, 1],
+    "self_attention": [False, False],
+    "cross_attention": [False, False],
+    "text_dim": 256,
+    "cond_dim": 16,
+}
+
+
+def tree():
+    """Return the smallest cascade of two members."""
+    return {
+        "name": "toy",
+        "out": "runs/toy",
+        "members": {
+            "base": {"size": 8, "network": {"kind": "base", **NETWORK}},
+            "sr1": {"size": 32, "network": {"kind": "efficient", **NETWORK}},
+        },
+    }
+
+
+def test_everything_lives_below_out():
+    config = build(ProjectConfig, tree())
+    assert config.tars == "runs/toy/data"
+    assert config.index == "runs/toy/index"
+    assert config.embeddings == "runs/toy/embeddings"
+    assert config.run_dir("sr1") == "runs/toy/sr1"
+    assert config.cascade == "runs/toy/cascade"
+    assert config.evals == "runs/toy/eval"
+
+
+def test_tars_that_are_there_already_are_used_in_place():
+    config = dataclasses.replace(
+        build(ProjectConfig, tree()), data=DataConfig(tars="gs://bucket/laion")
+    )
+    assert config.tars == "gs://bucket/laion"
+
+
+def test_a_member_is_conditioned_on_the_size_before_it():
+    config = build(ProjectConfig, tree())
+    assert config.previous_size("base") is None
+    assert config.previous_size("sr1") == 8
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_outside_of_32_bits_is_refused(seed):
+    with pytest.raises(ConfigError, match=f"seed {seed} is not in"):
+        build(ProjectConfig, {**tree(), "seed": seed})
+
+
+@pytest.mark.parametrize("heldout", [-0.1, 1.0])
+def test_a_held_out_share_that_leaves_no_sense_is_refused(heldout):
+    with pytest.raises(ConfigError, match=f"heldout {heldout} is not in"):
+        build(ProjectConfig, {**tree(), "data": {"heldout": heldout}})
+
+
+@pytest.mark.parametrize("names", [[], ["sr1"], ["sr1", "base"], ["base", "sr2"], ["base", "top"]])
+def test_members_that_are_no_cascade_are_refused(names):
+    members = tree()["members"]
+    chosen = {name: members.get(name, members["sr1"]) for name in names}
+    with pytest.raises(ConfigError, match=r"a cascade has base, sr1, sr2 in this order"):
+        build(ProjectConfig, {**tree(), "members": chosen})
+
+
+@pytest.mark.parametrize("size", [8, 4])
+def test_a_cascade_that_does_not_grow_is_refused(size):
+    config = tree()
+    config["members"]["sr1"]["size"] = size
+    with pytest.raises(ConfigError, match=rf"member sizes \[8, {size}\] do not grow"):
+        build(ProjectConfig, config)
+
+
+def test_members_of_different_channels_are_refused():
+    config = tree()
+    config["members"]["sr1"]["network"]["channels"] = 3
+    with pytest.raises(ConfigError, match=r"members differ in `network\.channels`"):
+        build(ProjectConfig, config)
+
+
+@pytest.mark.parametrize(("member", "kind"), [("base", "efficient"), ("sr1", "base")])
+def test_a_member_with_the_network_of_the_other_kind_is_refused(member, kind):
+    config = tree()
+    config["members"][member]["network"]["kind"] = kind
+    with pytest.raises(ConfigError, match=rf"member {member} has network\.kind '{kind}'"):
+        build(ProjectConfig, config)
+
+
+def test_a_text_width_that_is_not_the_encoders_is_refused_with_the_override_that_mends_it():
+    config = tree()
+    config["members"]["sr1"]["network"]["text_dim"] = 64
+    with pytest.raises(ConfigError, match=r"text_dim 64, the encoder tiny-t5 is 256 wide") as err:
+        build(ProjectConfig, config)
+    assert err.value.hint == "set members.sr1.network.text_dim=256"
+
+
+def test_a_typo_four_levels_deep_is_refused_with_the_key_that_was_meant():
+    config = tree()
+    config["members"]["base"]["network"]["widhts"] = [8]
+    with pytest.raises(ConfigError, match=r"unknown key `members\.base\.network\.widhts`") as err:
+        build(ProjectConfig, config)
+    assert err.value.hint == "did you mean `widths`?"
+
+
+def test_a_token_limit_without_room_for_text_is_refused():
+    with pytest.raises(ConfigError, match="max_tokens 1 leaves no room"):
+        build(ProjectConfig, {**tree(), "text": {"max_tokens": 1}})

@@ -1,0 +1,66 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from imagen import snapshot
+from imagen.errors import CheckpointError
+from imagen.member import MemberConfig
+from imagen.network.unet import UNetConfig
+
+CONFIG = MemberConfig(
+    size=8,
+    network=UNetConfig(
+        kind="base",
+        channels=1,
+        widths=(16,),
+        blocks=(1,),
+        self_attention=(False,),
+        cross_attention=(True,),
+        text_dim=16,
+        cond_dim=16,
+        head_dim=16,
+    ),
+)
+WEIGHTS = {"a.weight": torch.randn(3, 4), "a.bias": torch.zeros(3)}
+PROVENANCE = {"encoder_fingerprint": "00ff", "images_seen": 80}
+
+
+@pytest.mark.parametrize("place", ["local", "memory"])
+def test_what_is_saved_is_loaded(tmp_path: Path, place: str):
+    folder = str(tmp_path) if place == "local" else f"memory://snapshots{tmp_path}"
+    snapshot.save(folder, "base", CONFIG, WEIGHTS, PROVENANCE)
+    found = snapshot.load(folder)
+    assert (found.name, found.config, found.provenance) == ("base", CONFIG, PROVENANCE)
+    assert all(torch.equal(found.state_dict[name], WEIGHTS[name]) for name in WEIGHTS)
+
+
+def test_the_same_weights_make_the_same_files(tmp_path: Path):
+    for folder in ("a", "b"):
+        snapshot.save(str(tmp_path / folder), "base", CONFIG, WEIGHTS, PROVENANCE)
+    for name in (snapshot.MANIFEST, snapshot.WEIGHTS):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_flipped_byte_is_a_checkpoint_error(tmp_path: Path):
+    snapshot.save(str(tmp_path), "base", CONFIG, WEIGHTS, PROVENANCE)
+    path = tmp_path / snapshot.WEIGHTS
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"weights.safetensors.*checksum"):
+        snapshot.load(str(tmp_path))
+
+
+def test_a_folder_without_a_manifest_is_no_snapshot(tmp_path: Path):
+    with pytest.raises(CheckpointError, match=r"no manifest .*snapshot.json"):
+        snapshot.load(str(tmp_path))
+
+
+def test_newest_passes_over_unfinished_ones(tmp_path: Path):
+    assert snapshot.newest(str(tmp_path)) is None
+    for name in ("000000000010", "000000000200"):
+        snapshot.save(str(tmp_path / name), "base", CONFIG, WEIGHTS, PROVENANCE)
+    assert snapshot.newest(str(tmp_path)) == str(tmp_path / "000000000200")
+    (tmp_path / "000000000200" / snapshot.MANIFEST).unlink()
+    assert snapshot.newest(str(tmp_path)) == str(tmp_path / "000000000010")

@@ -1,0 +1,200 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from imagen import storage
+from imagen.errors import StorageError
+
+
+@pytest.fixture(params=["local", "file://", "memory://"])
+def folder(request, tmp_path):
+    """One folder on each kind of storage: all keep the same contract."""
+    if request.param == "memory://":
+        return f"memory://{uuid.uuid4().hex}"
+    return str(tmp_path) if request.param == "local" else f"file://{tmp_path}"
+
+
+def test_what_is_put_is_got(folder):
+    path = storage.join(folder, "a/b/c.bin")
+    assert storage.put(path, b"\x00data") is True
+    assert storage.get(path) == b"\x00data"
+    assert storage.size(path) == 5
+    assert storage.exists(path)
+
+
+def test_putting_again_replaces(folder):
+    path = storage.join(folder, "x")
+    storage.put(path, b"long old content")
+    storage.put(path, b"new")
+    assert storage.get(path) == b"new"
+
+
+def test_if_absent_writes_once_and_then_never_again(folder):
+    path = storage.join(folder, "x")
+    assert storage.put(path, b"first", if_absent=True) is True
+    assert storage.put(path, b"second", if_absent=True) is False
+    assert storage.get(path) == b"first"
+
+
+def test_a_range_is_read_without_the_rest(folder):
+    path = storage.join(folder, "x")
+    storage.put(path, b"0123456789")
+    assert storage.get_range(path, 3, 4) == b"3456"
+    assert storage.get_range(path, 10, 0) == b""
+
+
+def test_a_range_past_the_end_is_an_error_with_the_byte(folder):
+    path = storage.join(folder, "x")
+    storage.put(path, b"0123456789")
+    with pytest.raises(StorageError, match=r"ends at byte 10, not at 12"):
+        storage.get_range(path, 8, 4)
+
+
+@pytest.mark.parametrize("read", [storage.get, storage.size, lambda p: storage.get_range(p, 0, 1)])
+def test_a_missing_file_is_an_error_that_names_it(folder, read):
+    with pytest.raises(StorageError, match="none`: it does not exist"):
+        read(storage.join(folder, "none"))
+
+
+def test_a_folder_is_listed_sorted_with_files_and_folders(folder):
+    for name in ("b", "a", "sub/c"):
+        storage.put(storage.join(folder, name), b"")
+    assert storage.listdir(folder) == ["a", "b", "sub"]
+
+
+def test_a_missing_folder_lists_as_empty(folder):
+    assert storage.listdir(storage.join(folder, "none")) == []
+
+
+def test_a_folder_is_no_file(folder):
+    storage.put(storage.join(folder, "sub/c"), b"")
+    assert not storage.exists(storage.join(folder, "sub"))
+
+
+def test_deleting_is_idempotent(folder):
+    path = storage.join(folder, "x")
+    storage.put(path, b"")
+    storage.delete(path)
+    storage.delete(path)
+    assert not storage.exists(path)
+
+
+def test_an_unknown_kind_of_storage_is_an_error():
+    with pytest.raises(StorageError, match=r"cannot open `nope://x`.*nope"):
+        storage.get("nope://x")
+
+
+def test_paths_are_joined_and_named_alike_for_urls():
+    assert storage.join("gs://b/run", "a", "b.json") == "gs://b/run/a/b.json"
+    assert storage.name("gs://b/run/") == "run"
+    assert storage.local("file:///tmp/x") == "/tmp/x"
+
+
+def test_the_checksum_is_crc32c_as_rfc_3720_gives_it():
+    assert storage.crc32c(bytes(32)) == "8a9136aa"  # RFC 3720, B.4: 32 bytes of zeroes
+    assert storage.crc32c(b"\xff" * 32) == "62a8ab43"
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failure_before_the_rename_leaves_the_old_content_and_no_litter(
+    tmp_path, monkeypatch, step
+):
+    path = str(tmp_path / "x")
+    storage.put(path, b"old")
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(StorageError, match="No space left on device"):
+        storage.put(path, b"new")
+    assert storage.get(path) == b"old"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+KILLED_WRITER = """
+import os, sys
+from imagen import storage
+real = os.replace
+def stop_here(*args):
+    print("written", flush=True)
+    os.kill(os.getpid(), 9)
+os.replace = stop_here
+storage.put(sys.argv[1], b"new")
+"""
+
+
+def test_a_kill_between_write_and_rename_leaves_the_old_file_and_a_hidden_leftover(tmp_path):
+    path = str(tmp_path / "x")
+    storage.put(path, b"old")
+    done = subprocess.run([sys.executable, "-c", KILLED_WRITER, path], capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    assert done.stdout == b"written\n"
+    assert storage.get(path) == b"old"
+    assert storage.listdir(str(tmp_path)) == ["x"]
+    assert len(os.listdir(tmp_path)) == 2
+
+
+def test_the_sweep_deletes_old_leftovers_only(tmp_path):
+    for name in ("x", f"x{storage.TEMP_MARK}1-old", f"x{storage.TEMP_MARK}2-new"):
+        (tmp_path / name).write_bytes(b"")
+    long_ago = time.time() - 7200
+    for name in ("x", f"x{storage.TEMP_MARK}1-old"):
+        os.utime(tmp_path / name, (long_ago, long_ago))
+    assert storage.sweep_temporary(str(tmp_path)) == 1
+    assert sorted(os.listdir(tmp_path)) == ["x", f"x{storage.TEMP_MARK}2-new"]
+
+
+def test_sweeping_a_missing_or_remote_folder_deletes_nothing(tmp_path):
+    assert storage.sweep_temporary(str(tmp_path / "none")) == 0
+    assert storage.sweep_temporary("memory://somewhere") == 0
+
+
+def test_a_local_path_is_its_own_local_copy(tmp_path):
+    assert storage.localize(f"file://{tmp_path}/x", "/nowhere") == f"{tmp_path}/x"
+
+
+def test_a_remote_file_is_fetched_once_and_then_taken_from_the_cache(tmp_path):
+    url = f"memory://{uuid.uuid4().hex}/x"
+    storage.put(url, b"data")
+    first = storage.localize(url, str(tmp_path), storage.crc32c(b"data"))
+    storage.delete(url)
+    assert storage.localize(url, str(tmp_path), storage.crc32c(b"data")) == first
+    assert Path(first).read_bytes() == b"data"
+
+
+def test_a_remote_file_with_another_checksum_is_refused_and_not_kept(tmp_path):
+    url = f"memory://{uuid.uuid4().hex}/x"
+    storage.put(url, b"data")
+    with pytest.raises(StorageError, match=r"has checksum .*, not 00000000"):
+        storage.localize(url, str(tmp_path), "00000000")
+    assert list(tmp_path.rglob("x")) == []
+
+
+def test_a_cached_copy_of_other_content_is_not_used(tmp_path):
+    url = f"memory://{uuid.uuid4().hex}/x"
+    storage.put(url, b"old")
+    storage.localize(url, str(tmp_path), storage.crc32c(b"old"))
+    storage.put(url, b"new")
+    path = storage.localize(url, str(tmp_path), storage.crc32c(b"new"))
+    assert Path(path).read_bytes() == b"new"
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_an_error_with_a_hint(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(StorageError, match="permission denied") as caught:
+        storage.put(str(tmp_path / "x"), b"")
+    assert "permissions" in caught.value.hint
+
+
+def test_a_file_where_a_folder_is_needed_is_an_error(tmp_path):
+    (tmp_path / "x").write_bytes(b"")
+    with pytest.raises(StorageError, match="cannot write"):
+        storage.put(str(tmp_path / "x" / "y"), b"")

@@ -1,0 +1,58 @@
+import json
+import uuid
+
+import pytest
+
+from imagen import storage
+from runtime import log
+from runtime.log import JsonLog
+
+
+@pytest.fixture(params=["local", "memory"])
+def path(request, tmp_path):
+    if request.param == "local":
+        return str(tmp_path / "deep/log.jsonl")
+    return f"memory://{uuid.uuid4().hex}/log.jsonl"
+
+
+def test_events_are_read_back_in_order_with_their_time(path):
+    with JsonLog(path) as events:
+        events.write(images_seen=32, loss=0.5)
+        events.write(event="checkpoint")
+    first, second = log.read(path)
+    assert (first["images_seen"], first["loss"], second["event"]) == (32, 0.5, "checkpoint")
+    assert 1.7e9 < first["time"] <= second["time"]
+
+
+def test_a_log_goes_on_where_the_last_run_ended(path):
+    for number in range(3):
+        with JsonLog(path) as events:
+            events.write(run=number)
+    assert [event["run"] for event in log.read(path)] == [0, 1, 2]
+
+
+def test_a_local_event_can_be_read_while_the_log_is_open(tmp_path):
+    with JsonLog(str(tmp_path / "log.jsonl")) as events:
+        events.write(step=1)
+        assert len(log.read(events.path)) == 1
+
+
+def test_a_line_that_a_killed_writer_left_torn_costs_that_line_only(path):
+    storage.put(path, b'{"time": 1, "step": 1}\n{"time": 2, "st')
+    with JsonLog(path) as events:
+        events.write(step=3)
+    assert [event["step"] for event in log.read(path)] == [1, 3]
+
+
+def test_a_missing_log_has_no_events(path):
+    assert log.read(path) == []
+
+
+def test_a_remote_log_is_published_while_it_grows(monkeypatch):
+    monkeypatch.setattr(log, "REMOTE_EVERY_S", 0.0)
+    path = f"memory://{uuid.uuid4().hex}/log.jsonl"
+    events = JsonLog(path)
+    events.write(step=1)
+    events.write(step=2)
+    assert [event["step"] for event in log.read(path)] == [1, 2]
+    assert [json.loads(line)["step"] for line in storage.get(path).splitlines()] == [1, 2]

@@ -1,0 +1,67 @@
+import io
+import sys
+
+from runtime import progress
+from runtime.log import JsonLog
+
+
+class Terminal(io.StringIO):
+    """A stderr that says it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def on_a_terminal(monkeypatch):
+    """Let stderr be a terminal; called in the test, as pytest sets stderr again after fixtures."""
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("TERM", "xterm")
+    for name in ("NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    return shown
+
+
+def test_a_bar_counts_up_to_its_total_on_a_terminal(monkeypatch):
+    terminal = on_a_terminal(monkeypatch)
+    with progress.bar("encode", 4, "shards") as bar:
+        for _ in range(4):
+            bar.advance()
+    text = terminal.getvalue()
+    assert "encode" in text
+    assert "4/4" in text
+    assert "shards" in text
+
+
+def test_a_bar_is_silent_when_stderr_is_no_terminal(capfd):
+    with progress.bar("encode", 4, "shards") as bar:
+        bar.advance(4, "note")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_training_of_two_members_is_shown_side_by_side(monkeypatch, tmp_path):
+    terminal = on_a_terminal(monkeypatch)
+    paths = {name: str(tmp_path / name / "log.jsonl") for name in ("base", "sr1")}
+    with JsonLog(paths["base"]) as log:
+        log.write(event="start")
+        log.write(images_seen=640, loss=0.25, images_per_s=1234.4)
+    progress.follow(paths, {"base": 1280, "sr1": 1280}, lambda: True)
+    text = terminal.getvalue()
+    assert "train base" in text
+    assert "640/1280" in text
+    assert "loss 0.2500  1,234 images/s" in text
+    assert "train sr1" in text
+    assert "0/1280" in text
+
+
+def test_following_ends_when_the_work_ends_and_is_silent_without_a_terminal(capfd, tmp_path):
+    answers = iter([False, True])
+    progress.follow({"base": str(tmp_path / "none")}, {"base": 10}, lambda: next(answers))
+    assert next(answers, "asked twice") == "asked twice"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_event_is_described_by_what_it_has():
+    assert progress.describe({"loss": 0.5}) == "loss 0.5000"
+    assert progress.describe({"images_seen": 3}) == ""

@@ -1,0 +1,169 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from imagen.data.images import decode
+from imagen.data.order import rank_slice
+from imagen.errors import ShardError
+from train.data import Microbatch, Positions, Samples, loader, pad, shares, to_device
+from train.worker import Inputs
+
+
+def samples(helpers, project: str, member: str = "base", **train: object) -> Samples:
+    config = helpers.make_config(project, **train)
+    return Inputs.open(config, member).samples(config, member)
+
+
+def same(a: Microbatch, b: Microbatch) -> bool:
+    return all(
+        torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+@pytest.mark.parametrize("world", range(1, 9))
+@pytest.mark.parametrize("microbatch", [1, 3, 8])
+def test_microbatches_of_all_ranks_cut_the_global_batch(world: int, microbatch: int):
+    parts = [part for rank in range(world) for part in shares(8, microbatch, rank, world)]
+    assert [j for part in parts for j in part] == list(range(8))
+    assert max(map(len, parts)) <= microbatch
+    for rank in range(world):
+        start, stop = rank_slice(8, rank, world)
+        assert sum(map(len, shares(8, microbatch, rank, world))) == stop - start
+
+
+@pytest.mark.parametrize("member", ["base", "sr1"])
+@pytest.mark.parametrize("world", [1, 2, 3, 5, 8])
+def test_a_global_batch_and_its_draws_are_the_same_for_any_world(helpers, project, member, world):
+    data = samples(helpers, project, member)
+    step = 13
+    whole = data.__getitems__([step * 8 + j for j in range(8)])
+    parts = [
+        data.__getitems__([step * 8 + j for j in part])
+        for rank in range(world)
+        for part in shares(8, 2, rank, world)
+    ]
+    for name in set(Microbatch._fields) - {"bad"}:
+        values = [getattr(part, name) for part in parts]
+        if values[0] is not None:
+            assert torch.equal(torch.cat(values), getattr(whole, name)), name
+
+
+def test_images_and_texts_are_those_of_the_order(helpers, project: str):
+    data = samples(helpers, project)
+    batch = data.__getitems__(range(8))
+    shards, at = data.order.batch(0)
+    tokens = batch.tokens.split(batch.lengths.tolist())
+    for i, (shard, a) in enumerate(zip(shards.tolist(), at.tolist(), strict=True)):
+        row = int(data.prepared.rows(shard, "train")[a])
+        assert (
+            decode(data.prepared.image(shard, row), (8,), 1)[0] == batch.pixels[i].numpy()
+        ).all()
+        assert (data.embeddings.tokens(shard, row) == tokens[i].numpy()).all()
+
+
+def test_super_resolution_sees_the_same_picture_at_both_sizes(helpers, project: str):
+    batch = samples(helpers, project, "sr1").__getitems__(range(8))
+    assert batch.pixels.shape == (8, 1, 16, 16)
+    assert batch.lowres is not None
+    assert batch.aug_eps is not None
+    assert batch.aug_level is not None
+    assert batch.lowres.shape == batch.aug_eps.shape == (8, 1, 8, 8)
+    blocks = batch.pixels.float().reshape(8, 8, 2, 8, 2).mean((2, 4))
+    assert (blocks - batch.lowres[:, 0]).abs().mean() < 12
+    assert ((batch.aug_level >= 0) & (batch.aug_level < 1)).all()
+
+
+def test_captions_are_dropped_at_the_wanted_rate(helpers, project: str):
+    data = samples(helpers, project, caption_drop=0.25)
+    kept = torch.cat([data.__getitems__(range(s, s + 8)).keep for s in range(0, 1600, 8)])
+    assert set(kept.tolist()) == {0.0, 1.0}
+    assert abs(1 - float(kept.mean()) - 0.25) < 0.04
+
+
+def test_a_bad_image_has_weight_0_and_shifts_nothing(helpers, tmp_path):
+    good, bad = str(tmp_path / "good"), str(tmp_path / "bad")
+    helpers.write_data(good)
+    helpers.write_data(bad)
+    clean = samples(helpers, good)
+    shard, at = clean.order.batch(0)
+    row = int(clean.prepared.rows(int(shard[3]), "train")[int(at[3])])
+    spoil(bad, clean, int(shard[3]), row)
+    expected, found = clean.__getitems__(range(8)), samples(helpers, bad).__getitems__(range(8))
+    key = clean.prepared.key(int(shard[3]), row)
+    assert len(found.bad) == 1
+    assert found.bad[0][0] == key
+    assert found.bad[0][1].startswith("not a readable image")
+    assert found.weight.tolist() == [1, 1, 1, 0, 1, 1, 1, 1]
+    assert not found.pixels[3].any()
+    others = [0, 1, 2, 4, 5, 6, 7]
+    assert torch.equal(found.pixels[others], expected.pixels[others])
+    assert torch.equal(found.eps, expected.eps)
+
+
+def spoil(folder: str, data: Samples, shard: int, row: int) -> None:
+    """Overwrite the middle of one image in a tar of the same layout."""
+    prepared = data.prepared
+    entry = np.load(f"{prepared.index_dir}/{prepared.shards[shard].name}.index.npy")[row]
+    with open(f"{folder}/data/{prepared.shards[shard].name}.tar", "r+b") as file:
+        file.seek(int(entry["image_offset"]))
+        file.write(bytes(int(entry["image_bytes"])))
+
+
+def test_a_replaced_tar_is_an_error_not_a_bad_image(helpers, project: str):
+    data = samples(helpers, project)
+    tar = f"{project}/data/00000.tar"
+    with open(tar, "r+b") as file:
+        content = file.read().replace(b"s00", b"x00")
+        file.seek(0)
+        file.write(content)
+    with pytest.raises(ShardError, match="has changed since it was indexed"):
+        for start in range(0, 80, 8):
+            data.__getitems__(range(start, start + 8))
+
+
+def test_a_loader_starts_at_any_step(helpers, project: str):
+    data = samples(helpers, project)
+    parts = shares(8, 3, 0, 1)
+    went = list(loader(data, Positions(parts, 8, 0, 6), 0, pin=False))
+    resumed = list(loader(data, Positions(parts, 8, 4, 6), 0, pin=False))
+    assert len(went) == 18
+    assert len(resumed) == 6
+    assert all(same(a, b) for a, b in zip(went[12:], resumed, strict=True))
+
+
+@pytest.mark.slow
+def test_loader_processes_change_nothing(helpers, project: str):
+    data = samples(helpers, project, "sr1")
+    positions = Positions(shares(8, 4, 0, 1), 8, 0, 3)
+    alone = list(loader(data, positions, 0, pin=False))
+    helped = list(loader(data, positions, 2, pin=False))
+    assert all(same(a, b) for a, b in zip(alone, helped, strict=True))
+
+
+def test_samples_survive_pickling(helpers, project: str):
+    data = samples(helpers, project)
+    copy = pickle.loads(pickle.dumps(data))
+    assert same(copy.__getitems__(range(8)), data.__getitems__(range(8)))
+
+
+def test_packed_tokens_are_padded_with_a_mask():
+    tokens = torch.arange(10, dtype=torch.float16).reshape(5, 2)
+    text = pad(tokens, torch.tensor([2, 3]))
+    assert text.emb.shape == (2, 8, 2)
+    assert text.mask.sum(1).tolist() == [2, 3]
+    assert torch.equal(text.emb[text.mask], tokens.float())
+    assert not text.emb[~text.mask].any()
+
+
+def test_the_loss_gets_scaled_pixels_and_padded_text(helpers, project: str):
+    part = samples(helpers, project, "sr1").__getitems__(range(8))
+    batch = to_device(part, torch.device("cpu"))
+    assert batch.lowres is not None
+    assert batch.x0.min() >= -1
+    assert batch.x0.max() <= 1
+    assert torch.equal(batch.x0, part.pixels.float() / 127.5 - 1)
+    assert batch.lowres.dtype == torch.float32
+    assert batch.t.dtype == torch.float64

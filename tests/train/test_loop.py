@@ -1,0 +1,147 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from imagen.errors import ImagenError
+from train.config import TrainStageConfig
+from train.data import Microbatch, Samples, shares
+from train.loop import Trainer, World, crossed
+from train.worker import Inputs, initial
+
+CPU = torch.device("cpu")
+
+
+class Lone(Trainer):
+    """One rank of a world whose other ranks run in the same test; DDP's mean is made there."""
+
+    def _wrap(self) -> nn.Module:
+        return self.net
+
+
+def trainer(config: TrainStageConfig, member: str, rank: int = 0, world: int = 1) -> Trainer:
+    net = initial(config.members[member].network, config.seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        for weight in net.parameters():  # the zero-initialised output would hide most gradients
+            weight.data += 0.05 * torch.randn_like(weight)
+    cls = Trainer if world == 1 else Lone
+    return cls(net, config.members[member], config.of(member), World(rank, world, CPU), config.seed)
+
+
+def samples(config: TrainStageConfig, member: str) -> Samples:
+    return Inputs.open(config, member).samples(config, member)
+
+
+def gradient(one: Trainer, parts: list[Microbatch]) -> torch.Tensor:
+    one.backward(parts)
+    return torch.cat([w.grad.flatten() for w in one.weights if w.grad is not None])
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("microbatch", [2, 8])
+def test_the_gradient_is_the_same_for_any_world(helpers, project, world: int, microbatch: int):
+    config = helpers.make_config(project, microbatch=microbatch)
+    data = samples(config, "base")
+    whole = gradient(trainer(config, "base"), [data.__getitems__(range(8))])
+    ranks = []
+    for rank in range(world):
+        parts = [data.__getitems__(list(part)) for part in shares(8, microbatch, rank, world)]
+        ranks.append(gradient(trainer(config, "base", rank, world), parts))
+    mean = torch.stack(ranks).mean(0)
+    assert (mean - whole).norm() / whole.norm() < 1e-5
+
+
+def test_a_bad_sample_adds_nothing_to_the_gradient(helpers, project: str):
+    config = helpers.make_config(project)
+    batch = samples(config, "base").__getitems__(range(8))
+    weight = torch.tensor([1.0] * 7 + [0.0])
+    spoiled = batch._replace(pixels=batch.pixels.clone(), weight=weight, bad=(("k", "r"),))
+    spoiled.pixels[7] = 0
+    one = trainer(config, "base")
+    found = gradient(one, [spoiled])
+    seven = [samples(config, "base").__getitems__(range(7))]
+    assert torch.allclose(found, gradient(trainer(config, "base"), seven), atol=1e-6)
+    loss, bad = one.look()
+    assert bad == [("k", "r")]
+    assert loss == pytest.approx(float(trainer_loss(config, seven)), rel=1e-6)
+
+
+def trainer_loss(config: TrainStageConfig, parts: list[Microbatch]) -> float:
+    one = trainer(config, "base")
+    one.backward(parts)
+    return one.look()[0]
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(helpers, project: str):
+    config = helpers.make_config(project)
+    one = trainer(config, "base")
+    good = samples(config, "base").__getitems__(range(8))
+    one.step([good])
+    before = {name: tensor.clone() for name, tensor in one.state().items()}
+    one.step([good._replace(eps=torch.full_like(good.eps, math.inf))])
+    assert one.counts.skipped_steps == 1
+    assert one.images_seen == 16
+    assert all(torch.equal(tensor, before[name]) for name, tensor in one.state().items())
+    one.look()  # what was lost is lost
+    one.step([good])
+    assert math.isfinite(one.look()[0])
+
+
+def test_a_run_that_diverged_is_given_up(helpers, project: str):
+    config = helpers.make_config(project)
+    one = trainer(config, "base")
+    good = samples(config, "base").__getitems__(range(8))
+    broken = [good._replace(eps=torch.full_like(good.eps, math.nan))]
+
+    def go_on() -> None:
+        while one.images_seen < 8 * 100:
+            one.step(broken)
+
+    with pytest.raises(ImagenError, match="training diverged: 51 steps in a row"):
+        go_on()
+
+
+def test_a_restored_trainer_continues_bit_by_bit(helpers, project: str):
+    config = helpers.make_config(project)
+    data = samples(config, "sr1")
+    went = trainer(config, "sr1")
+    for step in range(3):
+        went.step([data.__getitems__(range(8 * step, 8 * step + 8))])
+    state = {name: tensor.clone() for name, tensor in went.state().items()}
+    resumed = trainer(config, "sr1")
+    resumed.restore(24, state, {"bad_samples": 0, "skipped_steps": 0})
+    for step in range(3, 6):
+        batch = data.__getitems__(range(8 * step, 8 * step + 8))
+        went.step([batch])
+        resumed.step([batch])
+    assert went.state().keys() == resumed.state().keys()
+    assert all(torch.equal(t, resumed.state()[name]) for name, t in went.state().items())
+
+
+def test_new_networks_are_the_same_and_leave_torchs_seed_alone(helpers, project: str):
+    network = helpers.make_config(project).members["base"].network
+    torch.manual_seed(0)
+    first = initial(network, 3).state_dict()
+    drawn = torch.rand(1)
+    torch.manual_seed(1)
+    second = initial(network, 3).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.rand(1))
+    assert any(not torch.equal(t, first[n]) for n, t in initial(network, 4).state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("every", "before", "after", "expected"),
+    [
+        (40, 32, 40, True),
+        (40, 40, 48, False),
+        (20, 16, 24, True),
+        (8, 8, 16, True),
+        (99, 152, 160, True),
+    ],
+)
+def test_intervals_end_at_steps(every: int, before: int, after: int, expected: bool):
+    assert crossed(every, before, after, 160) is expected

@@ -1,0 +1,121 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from imagen import checkpoint, snapshot
+from imagen.errors import CheckpointError
+from runtime import log
+from train import rundir
+from train.config import TrainStageConfig
+from train.loop import World
+from train.worker import Job, run_rank
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def train(config: TrainStageConfig, member: str = "base", launch: str = "first") -> Path:
+    run_rank(Job(config, member, launch), ALONE)
+    return Path(config.run_dir(member))
+
+
+def weights(run: Path) -> bytes:
+    return (run / "snapshots" / "000000000160" / snapshot.WEIGHTS).read_bytes()
+
+
+def test_a_run_leaves_what_it_promises(helpers, project: str):
+    run = train(helpers.make_config(project))
+    done = rundir.finished(str(run))
+    assert done is not None
+    assert (done["images_seen"], done["bad_samples"], done["skipped_steps"]) == (160, 0, 0)
+    assert checkpoint.saved(str(run / "checkpoints")) == [80, 120, 160]
+    assert sorted(p.name for p in (run / "snapshots").iterdir()) == ["000000000080", "000000000160"]
+    final = snapshot.load(str(run / "snapshots" / "000000000160"))
+    assert final.name == "base"
+    assert final.provenance["images_seen"] == 160
+    assert final.provenance["encoder_fingerprint"] == "0" * 16
+    events = log.read(str(run / "log.jsonl"))
+    steps = [event for event in events if "loss" in event]
+    assert [event["images_seen"] for event in steps] == list(range(8, 161, 8))
+    wanted = ("step", "loss", "grad_norm", "lr", "images_per_s", "world_size", "bad_samples")
+    assert all(key in event for event in steps for key in wanted)
+    assert steps[-1]["loss"] < steps[0]["loss"]
+
+
+@pytest.mark.parametrize("member", ["base", "sr1"])
+def test_a_run_resumed_at_any_checkpoint_ends_the_same(helpers, tmp_path: Path, member: str):
+    ends = []
+    for keep in (None, 80, 120):
+        folder = str(tmp_path / str(keep))
+        helpers.write_data(folder)
+        config = helpers.make_config(folder)
+        run = train(config, member)
+        if keep is not None:  # as if it had been killed after this checkpoint
+            (run / "run.json").unlink()
+            shutil.rmtree(run / "snapshots")
+            for images_seen in checkpoint.saved(str(run / "checkpoints")):
+                if images_seen > keep:
+                    shutil.rmtree(run / "checkpoints" / checkpoint.folder_name(images_seen))
+            train(config, member, "second")
+            starts = [
+                e["images_seen"] for e in log.read(str(run / "log.jsonl")) if "start" in str(e)
+            ]
+            assert starts == [0, keep]
+        ends.append(weights(run))
+    assert ends[0] == ends[1] == ends[2]
+
+
+def test_a_torn_checkpoint_costs_an_interval_not_the_run(helpers, project: str):
+    config = helpers.make_config(project)
+    run = train(config)
+    expected = weights(run)
+    (run / "run.json").unlink()
+    (torn,) = (run / "checkpoints" / "000000000160").glob("*.safetensors")
+    torn.write_bytes(torn.read_bytes()[:100])
+    with pytest.warns(UserWarning, match="skipping a damaged checkpoint"):
+        train(config, launch="second")
+    assert weights(run) == expected
+
+
+def test_bad_images_are_logged_by_key_and_counted(helpers, tmp_path: Path):
+    folder = str(tmp_path)
+    helpers.write_data(folder)
+    for tar in (tmp_path / "data").glob("*.tar"):  # spoil the pixels of a few, after indexing
+        content = tar.read_bytes()
+        at = content.find(b"IDAT", len(content) // 2)
+        tar.write_bytes(content[:at] + b"xxxx" + content[at + 4 :])
+    run = train(helpers.make_config(folder))
+    events = log.read(str(run / "log.jsonl"))
+    bad = [event for event in events if event.get("event") == "bad_sample"]
+    assert bad
+    assert len({event["key"] for event in bad}) == len(bad)
+    assert all("not a readable image" in event["reason"] for event in bad)
+    done = json.loads((run / "run.json").read_text())
+    assert done["bad_samples"] >= len(bad)
+    assert [e for e in events if "loss" in e][-1]["bad_samples"] == done["bad_samples"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"lanes": 4}, "lanes: was 2, is 4"),
+        ({"window": 8}, "window: was 16, is 8"),
+        ({"global_batch": 16}, "global_batch: was 8, is 16"),
+    ],
+)
+def test_a_resume_that_would_change_the_order_is_refused(helpers, project, changes, reason):
+    train(helpers.make_config(project))
+    with pytest.raises(CheckpointError, match=f"cannot be continued.*{reason}"):
+        train(helpers.make_config(project, images=320, **changes))
+
+
+def test_a_longer_run_goes_on_where_the_shorter_ended(helpers, project: str):
+    train(helpers.make_config(project))
+    run = train(helpers.make_config(project, images=200), launch="second")
+    starts = [
+        e["images_seen"] for e in log.read(str(run / "log.jsonl")) if e.get("event") == "start"
+    ]
+    assert starts == [0, 160]
+    assert checkpoint.saved(str(run / "checkpoints"))[-1] == 200

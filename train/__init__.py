@@ -1,0 +1,1 @@
+"""Stage: train one U-Net of the cascade, elastically, on Ray Train."""

@@ -1,0 +1,100 @@
+"""When to stop retrying: starts and failures of a launch, kept in the run directory.
+
+Ray restarts failed workers without looking at why they failed. So each start asks here first, and
+all ranks then either go on or return together. A launch is given up
+
+- at once after an error of the user's (ImagenError): it would come again;
+- after `LIMIT_BUGS` starts from the same checkpoint that ended in a Python error;
+- after `LIMIT_DEATHS` starts from the same checkpoint that ended without a word (killed, out of
+  memory, or a lost connection to a worker that was).
+
+A new checkpoint sets the counts back, so machines may come and go for as long as there is progress.
+"""
+
+import json
+import traceback
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from imagen import storage
+from imagen.errors import ImagenError, StorageError
+
+LIMIT_BUGS = 3
+LIMIT_DEATHS = 10
+ATTEMPTS = "attempts"
+
+_PEER = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "socket timeout")
+
+Kind = Literal["user", "bug", "peer"]
+
+
+class WorkerFailed(RuntimeError):
+    """A worker failed in a way that is a bug; the message is its traceback."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One call of `python -m train`, which Ray may start several times."""
+
+    run_dir: str
+    name: str
+    """Unique, and sorted by time."""
+
+    @property
+    def folder(self) -> str:
+        """Where its starts and failures are."""
+        return storage.join(self.run_dir, ATTEMPTS, self.name)
+
+    def _records(self, kind: str) -> list[dict[str, Any]]:
+        names = [name for name in storage.listdir(self.folder) if name.endswith(f".{kind}.json")]
+        return [json.loads(storage.get(storage.join(self.folder, name))) for name in names]
+
+    def _put(self, name: str, record: dict[str, Any]) -> None:
+        storage.put(storage.join(self.folder, name), json.dumps(record).encode())
+
+    def start(self, images_seen: int) -> int:
+        """Record a start from `images_seen`; return its number. Only rank 0 calls this."""
+        number = len(self._records("start"))
+        self._put(f"{number:05d}.start.json", {"images_seen": images_seen})
+        return number
+
+    def fail(self, number: int, rank: int, images_seen: int, err: Exception) -> None:
+        """Record that a rank failed in start `number`."""
+        record = {
+            "kind": kind_of(err),
+            "images_seen": images_seen,
+            "message": err.message if isinstance(err, ImagenError) else str(err),
+            "hint": err.hint if isinstance(err, ImagenError) else None,
+            "traceback": "".join(traceback.format_exception(err)),
+        }
+        self._put(f"{number:05d}-{rank:05d}.failure.json", record)
+
+    def given_up(self, images_seen: int) -> Exception | None:
+        """Return why a start from `images_seen` is not worth another try, or None."""
+        failures = self._records("failure")
+        for failure in failures:
+            if failure["kind"] == "user":
+                return ImagenError(failure["message"], failure["hint"])
+        bugs = [f for f in failures if f["kind"] == "bug" and f["images_seen"] == images_seen]
+        if len(bugs) >= LIMIT_BUGS:
+            return WorkerFailed(bugs[-1]["traceback"])
+        starts = [s for s in self._records("start") if s["images_seen"] == images_seen]
+        if len(starts) >= LIMIT_DEATHS:
+            return ImagenError(
+                f"workers died {len(starts)} times in a row at {images_seen} images without an "
+                f"error of their own (`{self.folder}`)",
+                "too little memory is the usual reason: lower `microbatch`; "
+                "if machines were taken away, run the same command again",
+            )
+        return None
+
+
+def kind_of(err: Exception) -> Kind:
+    """Tell an error that will come again from one that a lost worker or network caused."""
+    import torch
+
+    if isinstance(err, ImagenError) and not isinstance(err, StorageError):
+        return "user"
+    text = str(err).lower()
+    lost = isinstance(err, torch.distributed.DistError) or any(word in text for word in _PEER)
+    return "peer" if lost else "bug"

@@ -1,0 +1,130 @@
+"""Configuration of the train stage."""
+
+from dataclasses import dataclass, field
+
+from imagen.data.order import rank_slice
+from imagen.errors import ConfigError
+from imagen.project import ProjectConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """How one member is trained. All lengths are in images, so none depends on the batch size."""
+
+    images: int
+    """Images to train on, in total, repeats counted; rounded up to whole global batches."""
+    global_batch: int
+    """Images of one optimizer step over all workers; constant for a run."""
+    microbatch: int
+    """Most images of one forward pass on one worker."""
+    workers: tuple[int, int] = (1, 1)
+    """Fewest and most workers; a run starts with what there is and grows and shrinks."""
+    loader_workers: int = 0
+    """Processes that load data for each worker; 0: the worker itself."""
+    lanes: int = 8
+    """Parallel lanes of the sample order; a divisor of `global_batch`, and at least one a node."""
+    window: int = 4096
+    """Samples that a lane shuffles at a time."""
+    lr: float = 1e-4
+    """Learning rate after warm-up."""
+    warmup_images: int = 0
+    """Images over which the learning rate rises from 0."""
+    decay_images: int = 0
+    """Images at the end over which the learning rate falls to 0; 0: constant."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Decay of AdamW's first and second moments, a step."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay, for matrices and convolutions."""
+    clip_norm: float = 1.0
+    """Largest norm of the gradient over all weights; a larger one is scaled down."""
+    ema_sigma_rel: float = 0.1
+    """Width of the power-function EMA as a share of the run, in (0, 0.28)."""
+    caption_drop: float = 0.1
+    """Probability that a sample is trained without its text, in [0, 1)."""
+    checkpoint_every: int
+    """Images between checkpoints: what a crash can lose."""
+    snapshot_every: int
+    """Images between snapshots of the EMA weights; there is one at the end in any case."""
+    log_every: int
+    """Images between lines of log.jsonl."""
+
+    def __post_init__(self) -> None:
+        self._check_counts()
+        for key in ("caption_drop", "betas"):
+            value = getattr(self, key)
+            for part in value if isinstance(value, tuple) else (value,):
+                if not 0 <= part < 1:
+                    raise ConfigError(f"{key} {part} is not in [0, 1)")
+        for key in ("lr", "clip_norm"):
+            if not getattr(self, key) > 0:
+                raise ConfigError(f"{key} {getattr(self, key)} is not above 0")
+        if not 0 < self.ema_sigma_rel < 0.28:
+            raise ConfigError(
+                f"ema_sigma_rel {self.ema_sigma_rel} is not in (0, 0.28)",
+                "a power function has no wider profile; 0.05 to 0.2 is usual",
+            )
+
+    def _check_counts(self) -> None:
+        counts = ("images", "global_batch", "microbatch", "lanes", "window")
+        for key in (*counts, "checkpoint_every", "snapshot_every", "log_every"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"{key} {getattr(self, key)} is less than 1")
+        for key in ("loader_workers", "warmup_images", "decay_images", "weight_decay"):
+            if getattr(self, key) < 0:
+                raise ConfigError(f"{key} {getattr(self, key)} is negative")
+        fewest, most = self.workers
+        if not 1 <= fewest <= most <= self.global_batch:
+            raise ConfigError(
+                f"workers {list(self.workers)} are not two numbers with "
+                f"1 <= fewest <= most <= global_batch {self.global_batch}"
+            )
+        if self.global_batch % self.lanes:
+            raise ConfigError(
+                f"global_batch {self.global_batch} is no multiple of lanes {self.lanes}",
+                "every lane gives the same number of samples to a global batch",
+            )
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return -(-self.images // self.global_batch)
+
+    @property
+    def total(self) -> int:
+        """Images of the whole run: `images` rounded up to whole global batches."""
+        return self.steps * self.global_batch
+
+    def microbatches(self, world_size: int) -> list[int]:
+        """Return the number of forward passes of each rank in one step."""
+        shares = (rank_slice(self.global_batch, r, world_size) for r in range(world_size))
+        return [-(-(stop - start) // self.microbatch) for start, stop in shares]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainStageConfig(ProjectConfig):
+    """A project with its `train` section."""
+
+    train: dict[str, TrainConfig] = field(default_factory=dict)
+    """How each member is trained."""
+
+    def __post_init__(self) -> None:
+        ProjectConfig.__post_init__(self)
+        unknown = [name for name in self.train if name not in self.members]
+        if unknown:
+            raise ConfigError(
+                f"train has a section `{unknown[0]}`, which is no member of the cascade",
+                f"members: {', '.join(self.members)}",
+            )
+
+    def of(self, member: str) -> TrainConfig:
+        """Return how `member` is trained. Raises ConfigError."""
+        if member not in self.members:
+            raise ConfigError(
+                f"member `{member}` is not in the config", f"members: {', '.join(self.members)}"
+            )
+        if member not in self.train:
+            raise ConfigError(
+                f"the config has no section `train.{member}`",
+                f"add one; it has: {', '.join(self.train) or 'none'}",
+            )
+        return self.train[member]

@@ -25,8 +25,8 @@ check: $(INSTALLED) ## format, lint, types, import directions: what a review exp
 bench: $(INSTALLED) ## what one optimizer step and one sample cost on this machine
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
-clean: ## remove the virtual environment, results and caches
-	rm -rf $(VENV) runs dist .pytest_cache .ruff_cache .hypothesis *.egg-info
+clean: ## remove the virtual environment, the demo's results and caches
+	rm -rf $(VENV) runs/digits dist .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt

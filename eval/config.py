@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from imagen.cascade import SampleOptions
 from imagen.errors import ConfigError
 from imagen.project import ProjectConfig
 
@@ -46,7 +47,15 @@ class EvalSection:
     judge: Literal["digits", "none"] = "digits"
     """Who says whether an image shows what its prompt asks for; needs `prompts: digits`."""
 
+    @property
+    def options(self) -> SampleOptions:
+        """How to sample, where it differs from the members' own configs."""
+        return SampleOptions(
+            guidance_scale=self.guidance_scale, steps=self.steps, sampler=self.sampler
+        )
+
     def __post_init__(self) -> None:
+        _ = self.options  # refuses an unknown sampler
         if self.count < 1:
             raise ConfigError(f"count {self.count} samples nothing")
         if self.prompts == DIGITS and self.count % 10:

@@ -6,7 +6,6 @@ from typing import Any
 from eval.config import EvalConfig
 from eval.prompts import items
 from imagen import manifest, snapshot, storage
-from imagen.cascade import SampleOptions
 from imagen.config import to_tree
 from imagen.errors import CheckpointError
 
@@ -37,14 +36,6 @@ def gather(config: EvalConfig) -> Inputs:
     }
     _check_agreement(bodies)
     return Inputs(snapshots, bodies, _fingerprint(config, bodies))
-
-
-def options(config: EvalConfig) -> SampleOptions:
-    """Return the sampling options of the `eval` section. Raises ConfigError."""
-    chosen = config.eval
-    return SampleOptions(
-        guidance_scale=chosen.guidance_scale, steps=chosen.steps, sampler=chosen.sampler
-    )
 
 
 def _newest(config: EvalConfig, member: str) -> str:

@@ -20,6 +20,7 @@ p { max-width: 44rem; margin: .5rem 0; }
 .tile { background: var(--card); border: 1px solid var(--rule); border-radius: .6rem;
   padding: .8rem 1rem; }
 .tile b { display: block; font-size: 1.7rem; line-height: 1.3; font-weight: 650; }
+.tile small { display: block; margin-top: .2rem; }
 .tile small, figcaption, .quiet { color: var(--quiet); font-size: .82rem; line-height: 1.4; }
 .wide { overflow-x: auto; margin: .8rem 0; }
 img.grid { display: block; max-width: 100%; height: auto; border-radius: .5rem;

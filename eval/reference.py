@@ -1,10 +1,11 @@
-"""Real images to measure against: training images, and held-out ones as the yardstick."""
+"""Real images to measure against: training images, and held-out ones as the measure of newness."""
 
 from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from eval.features import resized
 from imagen.data import digits
 from imagen.data.images import decode
 from imagen.data.prepared import Prepared, Split
@@ -17,10 +18,12 @@ MOST_HELDOUT = 2_000
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Images of one split, uint8 (h, w, c), with their captions."""
+    """Images of one split, uint8 (SIDE, SIDE, c), with their captions."""
 
     images: list[np.ndarray]
     captions: list[str]
+    where: list[tuple[int, int]]
+    """Shard and row of each image."""
     total: int
     """Images in the split, of which `images` are all or an even selection."""
     unreadable: Counter[str] = field(default_factory=Counter)
@@ -32,20 +35,21 @@ class Reference:
 
 
 def load(prepared: Prepared, split: Split, size: int, channels: int) -> Reference:
-    """Read a split's images at `size` pixels."""
+    """Read a split's images as a model of `size` pixels knows them, reduced to compare them."""
     most = MOST_TRAINING if split == "train" else MOST_HELDOUT
     where = [(s, int(row)) for s in range(len(prepared.shards)) for row in prepared.rows(s, split)]
     chosen = where
     if len(where) > most:
         chosen = [where[i] for i in np.linspace(0, len(where) - 1, most).astype(int)]
-    reference = Reference([], [], len(where))
+    reference = Reference([], [], [], len(where))
     for shard, row in chosen:
         try:
             (planes,) = decode(prepared.image(shard, row), (size,), channels)
         except ShardError as err:
             reference.unreadable[err.message] += 1
             continue
-        reference.images.append(planes.transpose(1, 2, 0))
+        reference.images.append(resized(planes.transpose(1, 2, 0)))
+        reference.where.append((shard, row))
         reference.captions.append(prepared.caption(shard, row))
     return reference
 

@@ -10,7 +10,6 @@ from PIL import Image
 
 from eval import charts
 from eval.config import EvalConfig, GridConfig
-from eval.memorisation import Nearest
 from eval.page import table, tile, whole
 from eval.prompts import grid_rows
 from eval.score import Sampled
@@ -23,15 +22,24 @@ THUMBNAIL_PX = 96
 
 
 @dataclass(frozen=True, slots=True)
+class Pair:
+    """A sample, by its number, and the training image nearest to it."""
+
+    sample: int
+    distance: float
+    original: np.ndarray
+    """uint8 (h, w, c)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Findings:
     """What the page shows beside metrics.json: images, and what was found about each of them."""
 
     sampled: Sampled
     verdicts: np.ndarray | None
     """Digit seen in each final image, -1 for none; None when nobody judged."""
-    nearest: Nearest
-    originals: dict[int, np.ndarray]
-    """Training images by the indices that `nearest` speaks of."""
+    pairs: list[Pair]
+    """The samples nearest to a training image."""
 
 
 def grid(sampled: Sampled, shape: GridConfig) -> Image.Image:
@@ -172,14 +180,13 @@ def _memorisation(metrics: dict[str, Any], findings: Findings) -> str:
 
 
 def _pairs(findings: Findings) -> str:
-    order = np.argsort(findings.nearest.distance, kind="stable")[:SHOWN_NEAREST]
     figures = []
-    for i in order:
-        item, at = findings.sampled.items[i], int(findings.nearest.index[i])
-        distance = findings.nearest.distance[i]
-        said = f"{item.prompt or '(no text)'}, seed {item.seed}: {distance:.3f}{_seen(findings, i)}"
-        images = _thumbnail(findings.sampled.final[i], "sample")
-        images += _thumbnail(findings.originals[at], "nearest training image")
+    for pair in findings.pairs:
+        item = findings.sampled.items[pair.sample]
+        said = f"{item.prompt or '(no text)'}, seed {item.seed}: {pair.distance:.3f}"
+        said += _seen(findings, pair.sample)
+        images = _thumbnail(findings.sampled.final[pair.sample], "sample")
+        images += _thumbnail(pair.original, "nearest training image")
         figures.append(f"<figure>{images}<figcaption>{escape(said)}</figcaption></figure>")
     return f'<div class="pairs">{"".join(figures)}</div>'
 

@@ -106,3 +106,24 @@ def read(work: Sequence[Chunk]) -> dict[str, list[np.ndarray]]:
         for name, images in safetensors.numpy.load(storage.get(chunk.path)).items():
             members.setdefault(name, []).extend(images.transpose(0, 2, 3, 1))
     return members
+
+
+def sweep(work: Sequence[Chunk]) -> None:
+    """Delete what other cascades or options left in the folder of `work`'s chunks."""
+    folder = work[0].path.rpartition("/")[0]
+    mine = {storage.name(chunk.path) for chunk in work}
+    for name in storage.listdir(folder):
+        if name not in mine:
+            storage.delete(storage.join(folder, name))
+    storage.sweep_temporary(folder)
+
+
+def entries(work: Sequence[Chunk]) -> dict[str, dict[str, Any]]:
+    """Return the chunks as a manifest of the folder above lists them."""
+    folder = storage.name(work[0].path.rpartition("/")[0])
+    listed = {}
+    for chunk in work:
+        data = storage.get(chunk.path)
+        name = storage.join(folder, storage.name(chunk.path))
+        listed[name] = {"bytes": len(data), "crc32c": storage.crc32c(data)}
+    return listed

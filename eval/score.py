@@ -6,14 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from eval import metrics
+from eval import metrics, reference
 from eval.features import colours
 from eval.judge import GATE, Judge
 from eval.memorisation import Nearest, compare, nearest
 from eval.prompts import Item
 from eval.reference import Reference
 from imagen.data import digits
+from imagen.data.prepared import Prepared
 from imagen.errors import ShardError
+from imagen.member import MemberConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,34 +31,53 @@ class Sampled:
         return list(self.members.values())[-1]
 
 
-def memorisation(
-    sampled: Sampled, training: Reference, heldout: Reference
-) -> tuple[dict[str, Any], Nearest]:
-    """Return the memorisation figures, and the nearest training image of each final sample.
+@dataclass(frozen=True, slots=True)
+class Yardstick:
+    """What samples are held against."""
 
-    Raises ShardError when there are no training images.
+    training: Reference
+    heldout: Reference
+    judge: Judge | None
+    """None: nobody judges."""
+
+
+def yardstick(prepared: Prepared, last: MemberConfig, judge: str) -> Yardstick:
+    """Read the real images and let the judge learn from them.
+
+    Raises ShardError when there is nothing to learn from; best before anything is sampled.
     """
+    size, channels = last.size, last.network.channels
+    training = reference.load(prepared, "train", size, channels)
     if not training.images:
-        raise ShardError(f"none of the {training.total} training images is readable")
+        raise ShardError(
+            f"none of the {training.total} training images is readable: {dict(training.unreadable)}"
+        )
+    heldout = reference.load(prepared, "heldout", size, channels)
+    fitted = Judge.fit(training.images, training.labels()) if judge == "digits" else None
+    return Yardstick(training, heldout, fitted)
+
+
+def memorisation(sampled: Sampled, real: Yardstick) -> tuple[dict[str, Any], Nearest]:
+    """Return the memorisation figures, and the nearest training image of each final sample."""
+    training, heldout = real.training, real.heldout
     rows = colours(training.images)
     samples = nearest(colours(sampled.final), rows)
     nothing = Nearest(np.zeros(0), np.zeros(0, np.int64))
-    real = nearest(colours(heldout.images), rows) if heldout.images else nothing
-    body = compare(samples, real)
-    for name, reference in (("training", training), ("heldout", heldout)):
+    apart = nearest(colours(heldout.images), rows) if heldout.images else nothing
+    body = compare(samples, apart)
+    for name, split in (("training", training), ("heldout", heldout)):
         body[f"{name}_images"] = {
-            "used": len(reference.images),
-            "of": reference.total,
-            "unreadable": dict(reference.unreadable),
+            "used": len(split.images),
+            "of": split.total,
+            "unreadable": dict(split.unreadable),
         }
     return body, samples
 
 
 def digit_accuracy(
-    sampled: Sampled, training: Reference, heldout: Reference
+    sampled: Sampled, real: Yardstick, judge: Judge
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Return accuracies by the judge of digits, and its verdict on each final sample."""
-    judge = Judge.fit(training.images, training.labels())
     wanted = np.array([digits.digit_of(item.prompt) for item in sampled.items])
     verdicts = {name: judge.verdicts(images)[0] for name, images in sampled.members.items()}
     seen = list(verdicts.values())[-1]
@@ -66,13 +87,14 @@ def digit_accuracy(
         "per_digit": metrics.per_digit(wanted, seen),
         "per_phrasing": metrics.per_phrasing(_phrasings(sampled.items), wanted, seen),
         "text_use": metrics.text_use(wanted, seen),
-        "judge": _own_accuracy(judge, len(training.images), heldout),
+        "judge": _own_accuracy(judge, real),
     }
     return body, seen
 
 
-def _own_accuracy(judge: Judge, trained_on: int, heldout: Reference) -> dict[str, Any]:
-    body: dict[str, Any] = {"gate": GATE, "training_images": trained_on}
+def _own_accuracy(judge: Judge, real: Yardstick) -> dict[str, Any]:
+    heldout = real.heldout
+    body: dict[str, Any] = {"gate": GATE, "training_images": len(real.training.images)}
     if heldout.images:
         seen, confidence = judge.verdicts(heldout.images)
         body["heldout_accuracy"] = metrics.accuracy(np.array(heldout.labels()), seen)

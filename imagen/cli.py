@@ -131,9 +131,9 @@ def refuse_overwriting(outputs: Sequence[Output]) -> None:
     """Raise StorageError when a file to write is there already."""
     there = [path for out in outputs for path in (out.path, out.record) if storage.exists(path)]
     if there:
-        more = f" and {len(there) - 1} more files" if len(there) > 1 else ""
+        more = f" and {len(there) - 1} more exist" if len(there) > 1 else " exists"
         raise StorageError(
-            f"`{there[0]}`{more} exist already; nothing was sampled",
+            f"`{there[0]}`{more} already; nothing was sampled",
             "choose another --out, or say --overwrite",
         )
 

@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-PAPER, INK, FRAME = (250, 250, 248), (28, 28, 30), (208, 208, 204)
+PAPER, INK, QUIET, FRAME = (250, 250, 248), (28, 28, 30), (120, 120, 126), (208, 208, 204)
 MARGIN, GAP, LINE_GAP = 14, 6, 4  # px
+
+
+_Line = tuple[str, tuple[int, int, int]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,7 +23,7 @@ class GridStyle:
     """Smallest side of a shown image; each is enlarged by repeating pixels."""
     font: int = 15
     """Height of the labels."""
-    label_chars: int = 26
+    label_chars: int = 30
     """Row labels are broken into lines of at most this many characters."""
     group: int = 1
     """Columns that belong together; a wider gap follows each group."""
@@ -67,12 +70,13 @@ def grid(
     """Return a labelled grid of uint8 (h, w, c) images, which may differ in size.
 
     All are shown equally large: a whole multiple of the widest one, so its pixels stay square.
+    The first line of a row label is its title, what follows a line break is set in grey.
     """
     assert len(rows) == len(row_labels), f"{len(rows)} rows, {len(row_labels)} labels"
     assert all(len(row) <= len(column_labels) for row in rows), "more images than column labels"
     style = style or GridStyle()
     font = ImageFont.load_default(style.font)
-    labels = [_broken(label, style.label_chars) for label in row_labels]
+    labels = [_lines(label, style.label_chars) for label in row_labels]
     layout = _layout(rows, labels, column_labels, font, style)
     size = (layout.xs[-1] + layout.side + MARGIN, layout.top + layout.row_height * len(rows))
     canvas = Image.new("RGB", (size[0], size[1] + MARGIN - GAP), PAPER)
@@ -90,14 +94,13 @@ def _draw_row(
     draw: ImageDraw.ImageDraw,
     font: "ImageFont.FreeTypeFont | ImageFont.ImageFont",
     layout: _Layout,
-    content: tuple[int, str, Sequence[np.ndarray]],
+    content: tuple[int, list[_Line], Sequence[np.ndarray]],
 ) -> None:
-    top, label, row = content
-    middle = top + layout.side // 2
-    lines = label.split("\n")
-    first = middle - layout.line * (len(lines) - 1) / 2
-    for i, line in enumerate(lines):
-        draw.text((layout.left - 2 * GAP, first + i * layout.line), line, INK, font, anchor="rm")
+    top, lines, row = content
+    first = top + layout.side // 2 - layout.line * (len(lines) - 1) / 2
+    for i, (text, colour) in enumerate(lines):
+        at = (layout.left - 2 * GAP, first + i * layout.line)
+        draw.text(at, text, colour, font, anchor="rm")
     for x, image in zip(layout.xs, row, strict=False):
         shown = enlarge(image, layout.side)
         canvas.paste(shown, (x, top))
@@ -107,7 +110,7 @@ def _draw_row(
 
 def _layout(
     rows: Sequence[Sequence[np.ndarray]],
-    labels: Sequence[str],
+    labels: Sequence[list[_Line]],
     column_labels: Sequence[str],
     font: "ImageFont.FreeTypeFont | ImageFont.ImageFont",
     style: GridStyle,
@@ -116,8 +119,8 @@ def _layout(
     heads = [font.getlength(label) for label in column_labels]
     side = widest * -(-style.cell // widest)
     pitch = max(side, *(int(head) + 2 * GAP for head in heads)) if heads else side
-    lines = [line for label in labels for line in label.split("\n")]
-    left = MARGIN + 2 * GAP + int(max((font.getlength(line) for line in lines), default=0))
+    widths = [font.getlength(text) for lines in labels for text, _ in lines]
+    left = MARGIN + 2 * GAP + int(max(widths, default=0))
     line = style.font + LINE_GAP
     top = MARGIN + GAP + (line if any(column_labels) else 0)
     layout = _Layout(side=side, left=left, top=top, line=line)
@@ -125,12 +128,14 @@ def _layout(
     for i in range(max(1, len(column_labels))):
         layout.xs.append(x)
         x += pitch + GAP + (2 * MARGIN if (i + 1) % style.group == 0 and style.group > 1 else 0)
-    most_lines = max((label.count("\n") + 1 for label in labels), default=1)
+    most_lines = max((len(lines) for lines in labels), default=1)
     tallest = max((side * i.shape[0] // i.shape[1] for row in rows for i in row), default=side)
     layout.row_height = max(tallest, most_lines * line) + GAP
     return layout
 
 
-def _broken(label: str, chars: int) -> str:
-    lines = [part for line in label.split("\n") for part in textwrap.wrap(line, chars) or [""]]
-    return "\n".join(lines)
+def _lines(label: str, chars: int) -> list[_Line]:
+    """Return the lines of a label, broken at `chars`, each with its colour."""
+    parts = label.split("\n")
+    broken = [textwrap.wrap(part, chars) or [""] for part in parts]
+    return [(text, INK if i == 0 else QUIET) for i, part in enumerate(broken) for text in part]

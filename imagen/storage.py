@@ -171,6 +171,21 @@ def size(path: str) -> int:
         return int(fs.info(inner)["size"])
 
 
+def version(path: str) -> str:
+    """Return a text that changes when the file is replaced, found without reading it.
+
+    Size and time of change on a local disk, size and the store's own tag elsewhere.
+    """
+    with _explained("look up", path):
+        if is_local(path):
+            stat = os.stat(local(path))
+            return f"{stat.st_size}-{stat.st_mtime_ns}"
+        fs, inner = _filesystem(path)
+        info = fs.info(inner)
+    tags = ("generation", "etag", "ETag", "crc32c", "mtime", "LastModified", "created")
+    return f"{info['size']}-{next((info[t] for t in tags if info.get(t)), '')}"
+
+
 def listdir(path: str) -> list[str]:
     """Return the sorted names in a folder, temporary files left out; [] when there is none."""
     with _explained("list", path):

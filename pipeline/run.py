@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from imagen import storage
@@ -31,7 +31,20 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def run(stages: Sequence[Stage], out: str, address: str | None = None) -> Outcome:
+def cluster_resources(address: str) -> Mapping[str, float]:
+    """Return what a Ray cluster has in total."""
+    with session.connect(address):
+        import ray
+
+        return ray.cluster_resources()
+
+
+def run(
+    stages: Sequence[Stage],
+    out: str,
+    address: str | None = None,
+    resources_of: Callable[[str], Mapping[str, float]] = cluster_resources,
+) -> Outcome:
     """Run the stages that are not done, side by side where they do not need each other.
 
     Raises StorageError when another process is at work below `out`.
@@ -46,10 +59,24 @@ def run(stages: Sequence[Stage], out: str, address: str | None = None) -> Outcom
                 continue
             if not environment:
                 environment.update(stack.enter_context(_ray(stages, address)))
-            _run_wave(todo, environment, logs, outcome)
+            together = len(todo) == 1 or _fenced(todo, resources_of(environment["RAY_ADDRESS"]))
+            for group in [todo] if together else [[stage] for stage in todo]:
+                _run_group(group, environment, logs, outcome)
             if outcome.failed:
                 break
     return outcome
+
+
+def _fenced(todo: Sequence[Stage], there: Mapping[str, float]) -> bool:
+    """Tell whether each training has a resource of its own, without which one may starve."""
+    fences = [f"imagen_{stage.training.member}" for stage in todo if stage.training]
+    if len(fences) < 2 or all(fence in there for fence in fences):
+        return True
+    say(
+        f"the cluster has no resources {', '.join(fences)} that keep trainings apart: "
+        "they run one after the other"
+    )
+    return False
 
 
 def _skip(stage: Stage) -> bool:
@@ -90,7 +117,7 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def _run_wave(
+def _run_group(
     todo: Sequence[Stage], environment: Mapping[str, str], logs: str, outcome: Outcome
 ) -> None:
     alone = len(todo) == 1

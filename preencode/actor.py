@@ -4,6 +4,7 @@ import os
 
 import ray
 
+from imagen.data.tars import Tar
 from imagen.errors import ConfigError, ImagenError
 from imagen.text.encoder import TextEncoder, load_encoder
 from preencode import shard
@@ -20,7 +21,7 @@ class EncodeActor:
         self.job = job
         self._encoder: TextEncoder | None = None
 
-    def process(self, tar: str) -> tuple[int, shard.ShardReport | ImagenError]:
+    def process(self, tar: Tar) -> tuple[int, shard.ShardReport | ImagenError]:
         """Work on one tar; return (process id, report), or the error that names what is wrong."""
         try:
             return os.getpid(), shard.process(self.job, tar, self._load)

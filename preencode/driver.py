@@ -9,6 +9,7 @@ from typing import cast
 
 from imagen import manifest, storage
 from imagen.data import embeddings, prepared
+from imagen.data.tars import Tar
 from imagen.errors import ConfigError, ImagenError
 from imagen.text.encoder import encoder_fingerprint
 from preencode import importing, shard
@@ -64,7 +65,7 @@ def make_job(config: PreencodeConfig, *, download: bool = True) -> Job:
     )
 
 
-def work_left(job: Job, tars: Sequence[str]) -> list[Shard]:
+def work_left(job: Job, tars: Sequence[Tar]) -> list[Shard]:
     """Return the shards that lack an index or embeddings."""
     found = (shard.look(job, tar) for tar in tars)
     return [s for s in found if s.needs_index or s.needs_embeddings]
@@ -141,9 +142,9 @@ def _work(
             raise error
 
 
-def _record(result: Result, outcome: Outcome[str], events: log.JsonLog) -> None:
+def _record(result: Result, outcome: Outcome[Tar], events: log.JsonLog) -> None:
     """Note one outcome. Raises ConfigError of an actor at once: every shard would have it."""
-    tar = outcome.item
+    tar = outcome.item.path
     if outcome.lost is not None:
         result.lost_actors += 1
         events.write(event="actor_lost", tar=tar, reason=outcome.lost)
@@ -166,13 +167,13 @@ def _record(result: Result, outcome: Outcome[str], events: log.JsonLog) -> None:
     )
 
 
-def _finish(result: Result, tars: Sequence[str]) -> None:
+def _finish(result: Result, tars: Sequence[Tar]) -> None:
     """Write the two manifests that say "complete", from those of all shards."""
     job = result.job
     indexed, embedded = [], []
     for tar in tars:
         one = shard.index_manifest(job, tar)
-        two = shard.embedding_manifest(job, shard.shard_name(tar))
+        two = shard.embedding_manifest(job, tar.name)
         if one is None or two is None:
             raise ImagenError(
                 f"the files of shard `{tar}` disappeared while others were worked on",

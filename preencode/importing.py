@@ -114,14 +114,18 @@ def _encode(samples: list[tuple[str, Any, str]]) -> Iterator[Sample]:
         yield key, {"png": out.getvalue(), "txt": text.encode("utf8")}
 
 
-def list_tars(config: PreencodeConfig) -> list[str]:
+def list_tars(config: PreencodeConfig) -> list[tars.Tar]:
     """Return the tar shards of a project: what its import lists, or what lies in `data.tars`.
 
     Raises ShardError when there are none, or the import is unfinished.
     """
     body = manifest.read_if_complete(manifest_path(config), "source")
     if body is not None:
-        return [storage.join(config.tars, name) for name in sorted(body["files"])]
+        # the checksum, so that the same import in another place is indexed to the same bytes
+        return [
+            tars.Tar(storage.join(config.tars, name), f"crc32c-{entry['crc32c']}")
+            for name, entry in sorted(body["files"].items())
+        ]
     if config.data.tars:
         return tars.list_tars(config.tars)
     raise ShardError(

@@ -41,9 +41,12 @@ def _volume(config: PreencodeConfig, job: Job, encode: Sequence[Shard]) -> Itera
     """Estimate captions and bytes: exact counts where indexed, else from one shard read now."""
     manifests = [shard.index_manifest(job, s.tar) for s in encode]
     known = sum(m["rows"] for m in manifests if m is not None)
-    content = tars.open_tar(encode[0].tar)
-    first = index.index_tar(content, encode[0].tar, job.heldout)
-    unknown = sum(storage.size(s.tar) for s, m in zip(encode, manifests, strict=True) if m is None)
+    path = encode[0].tar.path
+    content = tars.open_tar(path)
+    first = index.index_tar(content, path, job.heldout)
+    unknown = sum(
+        storage.size(s.tar.path) for s, m in zip(encode, manifests, strict=True) if m is None
+    )
     captions = known + round(unknown * len(first.captions) / len(content))
     yield f"captions        {'' if not unknown else 'about '}{captions:,}"
     distinct = set(first.captions)

@@ -13,6 +13,7 @@ import numpy as np
 
 from imagen import manifest, storage
 from imagen.data import embeddings, index, prepared, tars
+from imagen.data.tars import Tar
 from imagen.errors import ShardError
 from imagen.text import tokens
 from imagen.text.config import TextConfig
@@ -37,14 +38,9 @@ class Job:
 class Shard:
     """One tar and what it still lacks."""
 
-    tar: str
+    tar: Tar
     needs_index: bool
     needs_embeddings: bool
-
-    @property
-    def name(self) -> str:
-        """Name of the shard: the tar's without `.tar`."""
-        return shard_name(self.tar)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,28 +56,23 @@ class ShardReport:
     seconds: float
 
 
-def shard_name(tar: str) -> str:
-    """Return the name of a shard: the tar's without `.tar`."""
-    return storage.name(tar).removesuffix(".tar")
-
-
-def look(job: Job, tar: str) -> Shard:
+def look(job: Job, tar: Tar) -> Shard:
     """Find out what a shard still lacks, from manifests alone."""
     indexed = index_manifest(job, tar)
-    embedded = embedding_manifest(job, shard_name(tar))
+    embedded = embedding_manifest(job, tar.name)
     fits = indexed is None or (embedded or {}).get("digest") == indexed["digest"]
     return Shard(tar, indexed is None, embedded is None or not fits)
 
 
-def index_manifest(job: Job, tar: str) -> dict[str, Any] | None:
+def index_manifest(job: Job, tar: Tar) -> dict[str, Any] | None:
     """Return the manifest of a shard's complete index of this very tar, else None."""
-    path = index.manifest_path(job.index_dir, shard_name(tar))
+    path = index.manifest_path(job.index_dir, tar.name)
     body = manifest.read_if_complete(path, "index")
     if body is None:
         return None
     wanted = {
-        "tar": prepared.relative_tar(job.index_dir, tar),
-        "tar_bytes": storage.size(tar),
+        "tar": prepared.relative_tar(job.index_dir, tar.path),
+        "tar_version": tar.version,
         "heldout_share": job.heldout,
     }
     return body if {key: body.get(key) for key in wanted} == wanted else None
@@ -94,13 +85,13 @@ def embedding_manifest(job: Job, name: str) -> dict[str, Any] | None:
     return body if body is not None and body["encoder"] == job.fingerprint else None
 
 
-def process(job: Job, tar: str, encoder: Callable[[], TextEncoder]) -> ShardReport:
+def process(job: Job, tar: Tar, encoder: Callable[[], TextEncoder]) -> ShardReport:
     """Do what a shard lacks. Raises ShardError, StorageError; writes only complete shards."""
-    start, name = time.perf_counter(), shard_name(tar)
+    start, name = time.perf_counter(), tar.name
     todo = look(job, tar)
-    content = tars.open_tar(tar)
+    content = tars.open_tar(tar.path)
     if todo.needs_index:
-        found = index.index_tar(content, tar, job.heldout)
+        found = index.index_tar(content, tar.path, job.heldout)
         body = index.publish(job.index_dir, name, found, _source(job, tar, content))
         keys, captions = found.keys, found.captions
     else:
@@ -119,21 +110,22 @@ def process(job: Job, tar: str, encoder: Callable[[], TextEncoder]) -> ShardRepo
     )
 
 
-def _source(job: Job, tar: str, content: tars.Buffer) -> Mapping[str, Any]:
+def _source(job: Job, tar: Tar, content: tars.Buffer) -> Mapping[str, Any]:
     return {
-        "tar": prepared.relative_tar(job.index_dir, tar),
+        "tar": prepared.relative_tar(job.index_dir, tar.path),
+        "tar_version": tar.version,
         "tar_bytes": len(content),
         # a remote tar is in memory anyway; readers that cache it compare their copy
-        "tar_crc32c": None if storage.is_local(tar) else storage.crc32c(bytes(content)),
+        "tar_crc32c": None if storage.is_local(tar.path) else storage.crc32c(bytes(content)),
         "heldout_share": job.heldout,
     }
 
 
 def _indexed(
-    job: Job, tar: str, content: tars.Buffer
+    job: Job, tar: Tar, content: tars.Buffer
 ) -> tuple[np.ndarray, list[str], dict[str, Any]]:
     """Return keys, captions and manifest of a shard that is indexed already."""
-    rows, keys, body = index.load(job.index_dir, shard_name(tar))
+    rows, keys, body = index.load(job.index_dir, tar.name)
     try:
         captions = index.captions(content, rows)
         unchanged = index.digest_rows(keys, captions) == body["digest"]
@@ -142,7 +134,7 @@ def _indexed(
     if not unchanged:
         raise ShardError(
             f"tar `{tar}` has changed since it was indexed",
-            f"delete `{index.manifest_path(job.index_dir, shard_name(tar))}` and run again",
+            f"delete `{index.manifest_path(job.index_dir, tar.name)}` and run again",
         )
     return keys, captions, body
 

@@ -4,7 +4,7 @@ from imagen import storage
 from imagen.data.embeddings import EmbeddingSet
 from imagen.data.prepared import Prepared
 from imagen.errors import ConfigError, ImagenError
-from preencode import importing, shard
+from preencode import importing
 from preencode.config import PreencodeConfig
 from preencode.driver import absolute, make_job, work_left
 from runtime.state import StageState, Status, is_locked
@@ -68,7 +68,7 @@ def _encode_status(config: PreencodeConfig) -> tuple[Status, str]:
         found = EmbeddingSet.find(config.embeddings, config.text, prepared)
     except (ImagenError, ConfigError) as err:
         return "partial", err.message
-    if [s.name for s in prepared.shards] != [shard.shard_name(t) for t in tars]:
+    if [s.name for s in prepared.shards] != [t.name for t in tars]:
         return "stale", "the tar shards are others than those of the data set"
     rows = sum(s.rows for s in prepared.shards)
     return "done", f"{rows:,} samples, embeddings {found.fingerprint}"

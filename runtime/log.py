@@ -69,6 +69,24 @@ def read(path: str) -> list[dict[str, Any]]:
     return list(parse(storage.get(path))) if storage.exists(path) else []
 
 
+class Follower:
+    """Reads a growing log piece by piece; a log of days costs no more than its newest lines."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._offset = 0
+
+    def new(self) -> list[dict[str, Any]]:
+        """Return the events in whole lines that were added since the last call."""
+        size = storage.size(self._path) if storage.exists(self._path) else 0
+        if size <= self._offset:
+            return []
+        data = storage.get_range(self._path, self._offset, size - self._offset)
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return list(parse(whole))
+
+
 def parse(data: bytes) -> Iterator[dict[str, Any]]:
     """Yield the events in the whole lines of `data`."""
     for line in data.split(b"\n"):

@@ -2,7 +2,8 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
@@ -10,9 +11,9 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -43,17 +44,14 @@ class Bar:
             self._progress.update(self._task, note=note)
 
 
-def _display(unit: str) -> Progress:
+def _display(*columns: ProgressColumn) -> Progress:
     console = Console(stderr=True)
     return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=16),  # with all that a training tells, 80 characters are enough
         MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[note]}"),
+        *columns,
+        TextColumn("{task.fields[note]}", markup=False),
         console=console,
         disable=not console.is_terminal,
     )
@@ -62,7 +60,8 @@ def _display(unit: str) -> Progress:
 @contextlib.contextmanager
 def bar(description: str, total: float | None, unit: str = "") -> Iterator[Bar]:
     """Show one progress bar while the block runs; `total` None: the end is not known."""
-    with _display(unit) as progress:
+    left = TimeRemainingColumn(compact=True, elapsed_when_finished=True)
+    with _display(TextColumn(unit), left) as progress:
         yield Bar(progress, progress.add_task(description, total=total, note=""))
 
 
@@ -72,31 +71,36 @@ def follow(
     """Show the training of several members side by side until `finished()`.
 
     `paths`: member -> its log.jsonl, which may not exist yet; `totals`: member -> images to see.
-    Events with `images_seen` move the bar; their `loss` and `images_per_s` are shown behind it.
+    Events with `images_seen` move the bar; their loss, speed and the time left are shown behind it.
     """
-    with _display("images") as progress:
+    with _display() as progress:
         bars = {
             member: Bar(progress, progress.add_task(f"train {member}", total=total, note=""))
             for member, total in totals.items()
         }
-        while not finished():
-            _refresh(bars, paths)
+        logs = {member: log.Follower(paths[member]) for member in totals}
+        while True:
+            ended = finished()  # before the last look, which then misses nothing
+            for member, shown in bars.items():
+                _show(shown, logs[member].new(), totals[member])
+            if ended:
+                return
             time.sleep(POLL_S)
-        _refresh(bars, paths)
 
 
-def _refresh(bars: Mapping[str, Bar], paths: Mapping[str, str]) -> None:
-    for member, shown in bars.items():
-        steps = [event for event in log.read(paths[member]) if "images_seen" in event]
-        if steps:
-            shown.move_to(steps[-1]["images_seen"], describe(steps[-1]))
+def _show(shown: Bar, events: Sequence[Mapping[str, Any]], total: int) -> None:
+    for event in events:
+        if "images_seen" in event:
+            shown.move_to(event["images_seen"], describe(event, total) if "loss" in event else None)
 
 
-def describe(event: Mapping[str, Any]) -> str:
-    """Return `loss 0.123  456 images/s` of a training event, with what it has of the two."""
+def describe(event: Mapping[str, Any], total: int) -> str:
+    """Return `loss 0.1234  456 images/s  0:07:12 left` of a training event, with what it has."""
     parts = []
     if "loss" in event:
         parts.append(f"loss {event['loss']:.4f}")
-    if "images_per_s" in event:
+    if event.get("images_per_s"):
+        left_s = max(0, total - event["images_seen"]) / event["images_per_s"]
         parts.append(f"{event['images_per_s']:,.0f} images/s")
+        parts.append(f"{timedelta(seconds=round(left_s))} left")
     return "  ".join(parts)

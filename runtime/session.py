@@ -1,16 +1,22 @@
 """One way to a Ray cluster: the given address, else $RAY_ADDRESS, else a local Ray of our own."""
 
 import contextlib
+import glob
 import logging
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from imagen.errors import ConfigError, ImagenError
+from imagen.errors import ConfigError
+from runtime.cli import user_error
+from runtime.state import is_locked, lock
 
 SETTINGS = {
     # Ray Train: a node that is gone costs seconds, not a minute (shared/knowledge: ray.md)
@@ -72,7 +78,7 @@ def _join(address: str) -> str:
 
     try:
         _knock(address)
-        ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
+        _init(address)
     except OSError as err:  # Ray's ConnectionError is one
         raise ConfigError(
             f"no Ray cluster answers at `{address}`: {err}",
@@ -88,25 +94,35 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
 
 
+def _init(address: str, **options: Any) -> None:
+    import ray
+
+    before = signal.getsignal(signal.SIGTERM)
+    ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **options)
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)  # Ray's own exits with 15 and without a word
+
+
 @contextlib.contextmanager
 def _local(num_cpus: int | None, resources: Mapping[str, float] | None) -> Iterator[str]:
     import ray
 
     sweep_local()
     # short: Ray puts Unix sockets below it, whose paths end at 107 bytes
-    folder = tempfile.mkdtemp(prefix=f"{LOCAL_PREFIX}{os.getpid()}-", dir="/tmp")
+    folder = tempfile.mkdtemp(prefix=LOCAL_PREFIX, dir="/tmp")
+    keep = False
     try:
-        _start(folder, num_cpus=num_cpus, resources=dict(resources or {}))
-        yield ray.get_runtime_context().gcs_address
-    except (ImagenError, KeyboardInterrupt):
-        raise
-    except Exception:
-        print(f"Ray's logs are kept in {folder} until the next run", file=sys.stderr)
-        folder = ""
+        with lock(folder):
+            _start(folder, num_cpus=num_cpus, resources=dict(resources or {}))
+            yield ray.get_runtime_context().gcs_address
+    except Exception as err:
+        keep = user_error(err) is None
+        if keep:
+            print(f"Ray's logs are kept in {folder} until a later run", file=sys.stderr)
         raise
     finally:
         ray.shutdown()
-        if folder:
+        if not keep:
             shutil.rmtree(folder, ignore_errors=True)  # a dying worker may still write
 
 
@@ -117,13 +133,11 @@ def _start(folder: str, **size: Any) -> None:
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            ray.init(
+            _init(
                 "local",
                 _temp_dir=folder,
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
                 **size,
             )
             return
@@ -133,22 +147,12 @@ def _start(folder: str, **size: Any) -> None:
                 raise
 
 
-def sweep_local() -> int:
-    """Delete the folders of local Rays whose process is gone; return how many."""
+def sweep_local(older_than_s: float = 60.0) -> int:
+    """Delete the folders of local Rays that nobody holds any more; return how many."""
     swept = 0
-    for entry in os.scandir("/tmp"):
-        pid = entry.name.removeprefix(LOCAL_PREFIX).partition("-")[0]
-        if entry.name.startswith(LOCAL_PREFIX) and pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(entry.path, ignore_errors=True)
-            swept += 1
+    for path in glob.glob(f"/tmp/{LOCAL_PREFIX}*"):
+        with contextlib.suppress(OSError):  # somebody else's, or swept by somebody else
+            if time.time() - os.stat(path).st_mtime > older_than_s and is_locked(path) is None:
+                shutil.rmtree(path)
+                swept += 1
     return swept
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # another user's
-    return True

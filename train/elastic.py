@@ -89,7 +89,7 @@ def _fit_once(job: Job, wants: dict[str, float]) -> Exception | None:
 
     Why workers failed is in the run directory, in better words.
     """
-    storage_path = tempfile.mkdtemp(prefix="imagen-train-")  # Ray's own state, of no use to us
+    storage_path = _ray_folder(job)
     trainer = _trainer(job, wants, storage_path)
     failures: list[Exception] = []
 
@@ -110,6 +110,16 @@ def _fit_once(job: Job, wants: dict[str, float]) -> Exception | None:
     finally:
         shutil.rmtree(storage_path, ignore_errors=True)
     return failures[0] if failures else None
+
+
+def _ray_folder(job: Job) -> str:
+    """Return an empty local folder for Ray's own state, which is of no use to us."""
+    if not storage.is_local(job.run_dir):
+        return tempfile.mkdtemp(prefix="imagen-train-")
+    folder = storage.join(storage.local(job.run_dir), ".ray")
+    shutil.rmtree(folder, ignore_errors=True)  # of a killed run
+    os.makedirs(folder)
+    return folder
 
 
 def _trainer(job: Job, wants: dict[str, float], storage_path: str) -> Any:

@@ -59,8 +59,9 @@ class EventFile:
         self._write(_bytes(3, b"brain.Event:2"))
 
     def restart(self, step: int) -> None:
-        """Tell readers that what other files say of later steps was trained again."""
-        self._write(_varint(2, step) + _bytes(7, _varint(1, 1)))  # SessionLog.status START
+        """Tell readers that what other files say after `step` was trained again."""
+        # SessionLog.status START: drops what is at this step or later
+        self._write(_varint(2, step + 1) + _bytes(7, _varint(1, 1)))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Append one value of each curve."""

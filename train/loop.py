@@ -193,8 +193,8 @@ class Trainer:
         net = {k.removeprefix("net/"): v for k, v in tensors.items() if k.startswith("net/")}
         self.net.load_state_dict(net)
         if self.ema:
-            names = [name for name, _ in self.net.named_parameters()]
-            self.ema = [tensors[f"ema/{name}"].to(self.world.device) for name in names]
+            for (name, _), average in zip(self.net.named_parameters(), self.ema, strict=True):
+                average.copy_(tensors[f"ema/{name}"])
         optim.load_state_tensors(self.optimizer, self.net, tensors)
         self.images_seen = images_seen
         self.counts = Counts(**counts)

@@ -52,9 +52,14 @@ def state_tensors(optimizer: torch.optim.Optimizer, net: nn.Module) -> dict[str,
 def load_state_tensors(
     optimizer: torch.optim.Optimizer, net: nn.Module, tensors: Mapping[str, torch.Tensor]
 ) -> None:
-    """Put back what `state_tensors` returned, on each weight's device."""
+    """Put back what `state_tensors` returned, on each weight's device and in its layout.
+
+    The fused step walks through memory: moments must be laid out like their weight
+    (channels last for convolutions), which files do not keep.
+    """
     for name, weight in net.named_parameters():
         if f"step/{name}" in tensors:
-            optimizer.state[weight] = {
-                key: tensors[f"{key}/{name}"].to(weight.device, copy=True) for key in STATE
-            }
+            step, *moments = (tensors[f"{key}/{name}"] for key in STATE)
+            values = [torch.empty_like(weight).copy_(moment) for moment in moments]
+            step = step.to(weight.device, copy=True)
+            optimizer.state[weight] = dict(zip(STATE, [step, *values], strict=True))

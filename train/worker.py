@@ -172,6 +172,7 @@ class Keeper:
                 world_size=world.size,
                 device=str(world.device),
                 launch=self.job.launch,
+                pid=os.getpid(),
             )
 
     def after_step(self, before: int) -> None:

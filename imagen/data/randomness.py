@@ -115,5 +115,5 @@ def strata(seed: int, step: int, global_batch: int) -> npt.NDArray[np.float64]:
     positions = np.arange(step * global_batch, (step + 1) * global_batch, dtype=np.uint64)
     inside = uniforms(seed, Purpose.TIME, positions)
     order = permutation(global_batch, seed, step, Purpose.TIME_ORDER)
-    times = ((order + inside) / global_batch).astype(np.float64)
-    return times.clip(2.0**-53, 1 - 2.0**-53)
+    times = np.minimum((order + inside) / global_batch + 2.0**-54, 1 - 2.0**-53)
+    return times.astype(np.float64, copy=False)

@@ -40,6 +40,22 @@ class Listing:
     plain: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Tar:
+    """A tar shard: where it is, and a text that changes when it is replaced."""
+
+    path: str
+    version: str
+
+    @property
+    def name(self) -> str:
+        """Name of the shard: the file's without `.tar`."""
+        return storage.name(self.path).removesuffix(".tar")
+
+    def __str__(self) -> str:
+        return self.path
+
+
 def open_tar(path: str) -> Buffer:
     """Return the content of a tar. Raises StorageError."""
     if not storage.is_local(path) or storage.size(path) == 0:
@@ -144,15 +160,16 @@ def split_name(name: str) -> tuple[str, str] | None:
     return (folder + slash + stem, extension.lower()) if stem and dot else None
 
 
-def list_tars(folder: str) -> list[str]:
-    """Return the paths of the tar shards of a folder or URL, sorted. Raises ShardError if none."""
+def list_tars(folder: str) -> list[Tar]:
+    """Return the tar shards of a folder or URL, sorted by name. Raises ShardError if none."""
     names = [n for n in storage.listdir(folder) if n.endswith(".tar")]
     if not names:
         raise ShardError(
             f"no *.tar files in `{folder}`",
             "point data.tars at a folder of WebDataset shards, or import a source first",
         )
-    return [storage.join(folder, n) for n in names]
+    paths = [storage.join(folder, n) for n in names]
+    return [Tar(path, storage.version(path)) for path in paths]
 
 
 def write_tar(samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> bytes:

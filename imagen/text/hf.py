@@ -109,6 +109,7 @@ def load_model(folder: str, dtype: str, device: str) -> "PreTrainedModel":
     import torch
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()  # it draws on stderr, terminal or not
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     if config.model_type not in MODELS:
         raise ConfigError(

@@ -42,10 +42,9 @@ def test_fingerprint_covers_weights_section_and_prompts(project, tiny, tmp_path)
     assert len(others) == 5
 
 
-def test_an_unknown_sampler_is_an_error_before_anything_is_done(project, tiny, tmp_path):
-    with pytest.raises(ConfigError, match="sampler 'euler' is unknown"):
-        stage.run(tiny.make_config(tmp_path, sampler="euler"))
-    assert storage.listdir(project.cascade) == []
+def test_an_unknown_sampler_is_an_error_of_the_config(tiny, tmp_path):
+    with pytest.raises(ConfigError, match="`eval`: sampler 'euler' is unknown"):
+        tiny.make_config(tmp_path, sampler="euler")
 
 
 def test_a_changed_encoder_is_an_error_before_anything_is_sampled(project, tmp_path, tiny):

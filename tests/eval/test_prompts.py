@@ -29,7 +29,7 @@ def test_prompts_of_a_file_take_turns(tmp_path):
 
 
 def test_a_missing_prompts_file_is_named():
-    with pytest.raises(ConfigError, match="`/no/such.txt` does not exist"):
+    with pytest.raises(ConfigError, match=r"`/no/such\.txt` does not exist"):
         items(EvalSection(prompts="/no/such.txt", judge="none"))
 
 

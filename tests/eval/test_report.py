@@ -6,7 +6,6 @@ import pytest
 
 from eval import charts, report
 from eval.config import GridConfig
-from eval.memorisation import Nearest
 from eval.prompts import Item
 from eval.score import Sampled
 
@@ -71,11 +70,10 @@ class Outside(HTMLParser):
 
 def page(tiny, tmp_path, metrics, name="tiny <digits>"):
     images = sampled(["seven", "<b>bold</b>"])
-    nearest = Nearest(np.array([0.2, 0.1]), np.array([4, 9]))
-    originals = {4: images.final[0], 9: images.final[1]}
+    pairs = [report.Pair(1, 0.1, images.final[0]), report.Pair(0, 0.2, images.final[1])]
     verdicts = np.array([7, -1]) if "digit_accuracy" in metrics else None
     config = tiny.make_config(tmp_path)
-    found = report.Findings(images, verdicts, nearest, originals)
+    found = report.Findings(images, verdicts, pairs)
     return report.page(config, metrics, found, b"png")
 
 

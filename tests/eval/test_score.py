@@ -10,15 +10,12 @@ from imagen.errors import ShardError
 
 @pytest.fixture(scope="module")
 def real(tiny, tmp_path_factory):
-    """A prepared data set of 900 digits: (prepared, training, held-out)."""
+    """A prepared data set of 900 digits, and the yardstick made of it."""
     folder = tmp_path_factory.mktemp("real")
     tiny.write_data(folder, 900)
     prepared = Prepared.open(f"{folder}/index")
-    return (
-        prepared,
-        reference.load(prepared, "train", 32, 1),
-        reference.load(prepared, "heldout", 32, 1),
-    )
+    last = tiny.make_config(folder).members["sr1"]
+    return prepared, score.yardstick(prepared, last, "digits")
 
 
 def as_samples(images, labels):
@@ -27,7 +24,8 @@ def as_samples(images, labels):
 
 
 def test_reference_images_are_those_of_the_tar_split_by_key(real):
-    prepared, training, heldout = real
+    prepared, yardstick = real
+    training, heldout = yardstick.training, yardstick.heldout
     assert len(training.images) + len(heldout.images) == 900
     assert len(heldout.images) == len(prepared.rows(0, "heldout")) > 100
     scan, digit = digits.images()[int(prepared.rows(0, "heldout")[0])]
@@ -39,9 +37,9 @@ def test_a_large_data_set_is_represented_evenly(real, monkeypatch):
     monkeypatch.setattr(reference, "MOST_TRAINING", 10)
     chosen = reference.load(real[0], "train", 32, 1)
     assert len(chosen.images) == 10
-    assert chosen.total == len(real[1].images)
-    assert np.array_equal(chosen.images[0], real[1].images[0])
-    assert np.array_equal(chosen.images[-1], real[1].images[-1])
+    assert chosen.total == len(real[1].training.images)
+    assert np.array_equal(chosen.images[0], real[1].training.images[0])
+    assert np.array_equal(chosen.images[-1], real[1].training.images[-1])
 
 
 def test_images_too_small_are_counted_by_reason(real):
@@ -52,9 +50,10 @@ def test_images_too_small_are_counted_by_reason(real):
 
 
 def test_real_unseen_digits_under_their_own_captions_score_high(real):
-    _, training, heldout = real
+    yardstick = real[1]
+    heldout = yardstick.heldout
     sampled = as_samples(heldout.images, heldout.labels())
-    body, seen = score.digit_accuracy(sampled, training, heldout)
+    body, seen = score.digit_accuracy(sampled, yardstick, yardstick.judge)
     assert body["digit_accuracy"]["value"] >= 0.95
     assert body["members"]["sr1"] == body["digit_accuracy"]
     assert body["judge"]["heldout_accuracy"]["value"] >= 0.95
@@ -64,32 +63,37 @@ def test_real_unseen_digits_under_their_own_captions_score_high(real):
 
 
 def test_real_digits_under_other_captions_score_nothing(real):
-    _, training, heldout = real
+    yardstick = real[1]
+    heldout = yardstick.heldout
     wrong = [(label + 1) % 10 for label in heldout.labels()]
-    body, _ = score.digit_accuracy(as_samples(heldout.images, wrong), training, heldout)
+    body, _ = score.digit_accuracy(as_samples(heldout.images, wrong), yardstick, yardstick.judge)
     assert body["digit_accuracy"]["value"] < 0.02
     assert body["text_use"]["share_of_possible_gain"] < 0
 
 
 def test_real_unseen_digits_do_not_look_memorised_and_copies_do(real):
-    _, training, heldout = real
-    honest, _ = score.memorisation(as_samples(heldout.images, heldout.labels()), training, heldout)
+    yardstick = real[1]
+    training, heldout = yardstick.training, yardstick.heldout
+    honest, _ = score.memorisation(as_samples(heldout.images, heldout.labels()), yardstick)
     assert honest["ratio_of_medians"] == 1
     copies = as_samples(training.images[:40], training.labels()[:40])
-    body, nearest = score.memorisation(copies, training, heldout)
+    body, nearest = score.memorisation(copies, yardstick)
     assert body["ratio_of_medians"] == 0
     assert body["nearer_than_percentile"]["value"] == 1
     assert nearest.index.tolist() == list(range(40))
-    assert body["training_images"] == {"used": len(training.images), "of": 727, "unreadable": {}}
+    count = len(training.images)
+    assert body["training_images"] == {"used": count, "of": count, "unreadable": {}}
 
 
 def test_a_caption_that_is_no_digit_is_an_error_for_the_judge_of_digits():
     image = np.zeros((32, 32, 1), np.uint8)
     with pytest.raises(ShardError, match="caption 'a red square'"):
-        reference.Reference([image], ["a red square"], 1).labels()
+        reference.Reference([image], ["a red square"], [(0, 0)], 1).labels()
 
 
-def test_no_readable_training_image_is_an_error(real):
-    empty = reference.Reference([], [], 12)
-    with pytest.raises(ShardError, match="none of the 12 training images is readable"):
-        score.memorisation(as_samples(real[2].images, real[2].labels()), empty, real[2])
+def test_no_readable_training_image_is_an_error_that_says_why(real, tiny, tmp_path):
+    from dataclasses import replace
+
+    larger = replace(tiny.make_config(tmp_path).members["sr1"], size=64)
+    with pytest.raises(ShardError, match=r"none of the 711 .* readable: .*smaller than 64 px"):
+        score.yardstick(real[0], larger, "none")

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from eval import sampling, stage
-from eval.inputs import gather, options
+from eval.inputs import gather
 from eval.prompts import items
 from imagen import cascade, storage
 from imagen.text.encoder import encoder_fingerprint
 
 ROOT = Path(__file__).parents[2]
-SLOW = {"count": 80, "steps": 60}  # long enough to be killed in the middle
+SLOW = {"count": 60, "steps": 30}  # long enough to be killed in the middle
 
 
 def start(path, *words):
@@ -71,10 +71,11 @@ def test_evaluation_writes_grid_metrics_and_report(finished):
     config, _, out, err = finished
     folder = only_folder(config)
     assert folder.name.startswith(f"{640:012d}-")
-    assert Image.open(folder / "grid.png").width > 400
+    with Image.open(folder / "grid.png") as grid:
+        assert grid.width > 300
     assert "tiny digits: evaluation" in (folder / "report.html").read_text()
     body = numbers(config)
-    assert body["digit_accuracy"]["n"] == 80
+    assert body["digit_accuracy"]["n"] == 60
     assert list(body["members"]) == ["base", "sr1"]
     assert body["memorisation"]["heldout"]["n"] > 20
     assert str(folder / "grid.png") in out.splitlines()
@@ -90,12 +91,12 @@ def test_samples_of_the_actors_are_those_of_the_library(finished):
         str(only_folder(config) / "samples"),
         items(config.eval),
         stage._assembled(config),
-        options(config),
+        config.eval.options,
     )
     images = sampling.read(work)
     item = items(config.eval)[37]
     loaded = cascade.Cascade.load(config.cascade)
-    alone = loaded.sample([item.prompt], [item.seed], options(config))
+    alone = loaded.sample([item.prompt], [item.seed], config.eval.options)
     for name, x0 in alone.items():
         mine = images[name][37][:, :, 0].astype(int)
         theirs = ((x0[0, 0].numpy() + 1) * 127.5).round()
@@ -109,7 +110,7 @@ def test_a_second_run_says_done_and_touches_nothing(finished):
     before = times(config.out)
     code, out, _ = evaluate(path)
     assert code == 0
-    assert out.startswith("eval: done already, 80 images, digit accuracy")
+    assert out.startswith("eval: done already, 60 images, digit accuracy")
     after = times(config.out)
     assert {p: t for p, t in after.items() if p.name != ".lock"} == {
         p: t for p, t in before.items() if p.name != ".lock"
@@ -129,8 +130,8 @@ def test_killed_in_mid_sampling_it_goes_on_and_ends_with_the_same_result(finishe
     process.send_signal(signal.SIGKILL)
     process.communicate()
     kept = times(only_folder(config) / "samples")
-    assert 1 <= len(kept) < 8
-    assert stage.state(config).status != "done"
+    assert 1 <= len(kept) < 6
+    assert stage.state(config).status == "partial"
     code, _, err = evaluate(path)
     assert code == 0, err
     assert times(only_folder(config) / "samples").items() >= kept.items()
@@ -155,6 +156,7 @@ def test_newer_members_make_the_evaluation_stale_until_it_is_run_again(finished,
     assert stage.state(config).status == "stale"
 
 
+@pytest.mark.slow
 def test_a_damaged_eval_is_done_again_without_sampling_again(project, monkeypatch):
     fingerprint = cascade.assemble(
         project.cascade,
@@ -163,24 +165,31 @@ def test_a_damaged_eval_is_done_again_without_sampling_again(project, monkeypatc
         encoder_fingerprint(project.text),
     )
     folder = stage.folder_of(project, gather(project), fingerprint)
-    work = sampling.chunks(f"{folder}/samples", items(project.eval), fingerprint, options(project))
-    sampler = sampling.Sampler(project.cascade, options(project))
+    work = sampling.chunks(
+        f"{folder}/samples", items(project.eval), fingerprint, project.eval.options
+    )
+    sampler = sampling.Sampler(project.cascade, project.eval.options)
     for chunk in work:
         assert sampler.sample(chunk) == len(chunk.items)
+    storage.put(f"{folder}/samples/other.safetensors", b"of another cascade")
     state = stage.run(project)
     assert state.status == "done"
+    assert len(storage.listdir(f"{folder}/samples")) == len(work)
     storage.put(f"{folder}/metrics.json", b"{}")
-    assert stage.state(project).status == "stale"
+    found = stage.state(project)
+    assert (found.status, found.detail) == ("partial", "not finished: 20 of 20 images sampled")
     assert stage.run(project).status == "done"
     assert json.loads(storage.get(f"{folder}/metrics.json"))["images"] == 20
 
 
+@pytest.mark.slow
 def test_a_missing_config_is_told_without_a_traceback():
     code, _, err = evaluate("/no/such/config.yaml")
     assert code == 2
     assert err.startswith("error: config file `/no/such/config.yaml` does not exist")
 
 
+@pytest.mark.slow
 def test_help_teaches():
     code, out, _ = evaluate("--help")
     assert code == 0

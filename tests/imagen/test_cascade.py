@@ -124,7 +124,9 @@ def test_cascade_lives_at_any_url(folder, tmp_path, fingerprint):
 
 def test_a_snapshot_of_another_encoder_is_refused(folder, tmp_path):
     snapshots = {name: str(tmp_path / name) for name in MEMBERS}
-    with pytest.raises(CheckpointError, match=r"was trained with encoder .*, not with 0123 \(tiny-t5\)"):
+    with pytest.raises(
+        CheckpointError, match=r"was trained with encoder .*, not with 0123 \(tiny-t5\)"
+    ):
         assemble(str(tmp_path / "other"), snapshots, TEXT, "0123")
     assert not storage.exists(str(tmp_path / "other" / "cascade.json"))
 
@@ -157,5 +159,7 @@ def test_bad_requests_are_refused(folder, prompts, seeds, message):
 
 
 def test_unknown_samplers_are_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match="sampler 'euler' is unknown\n\nhint: samplers: ddim, dpm"):
+    with pytest.raises(
+        ConfigError, match="sampler 'euler' is unknown\n\nhint: samplers: ddim, dpm"
+    ):
         SampleOptions(sampler="euler")

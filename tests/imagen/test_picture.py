@@ -28,7 +28,11 @@ def test_enlarging_repeats_each_pixel_and_mixes_none():
 def test_images_of_different_members_are_shown_equally_large():
     rows = [[gradient(8), gradient(32)]]
     layout = picture._layout(
-        rows, ["x"], ["base", "sr1"], picture.ImageFont.load_default(15), picture.GridStyle()
+        rows,
+        [[("x", picture.INK)]],
+        ["base", "sr1"],
+        picture.ImageFont.load_default(15),
+        picture.GridStyle(),
     )
     assert layout.side == 96
     shown = np.asarray(picture.grid(rows, ["x"], ["base", "sr1"]))
@@ -62,11 +66,18 @@ def test_long_labels_are_broken_into_lines_and_never_cover_an_image():
     assert shown.height > short.height
 
 
+def test_what_follows_a_line_break_is_grey():
+    shown = np.asarray(picture.grid([[gradient(8)]], ["\n" + "M" * 20], [""]))
+    letters = shown[:, : 8 * 20]
+    assert letters.min() >= min(picture.QUIET)
+    assert (letters < 200).any()
+
+
 def test_wide_column_labels_do_not_run_into_each_other():
     rows = [[gradient(8)] * 3]
     labels = ["a column label that is wide"] * 3
     font = picture.ImageFont.load_default(15)
-    layout = picture._layout(rows, [""], labels, font, picture.GridStyle())
+    layout = picture._layout(rows, [[("", picture.INK)]], labels, font, picture.GridStyle())
     assert layout.xs[1] - layout.xs[0] >= font.getlength(labels[0])
 
 

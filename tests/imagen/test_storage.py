@@ -198,3 +198,14 @@ def test_a_file_where_a_folder_is_needed_is_an_error(tmp_path):
     (tmp_path / "x").write_bytes(b"")
     with pytest.raises(StorageError, match="cannot write"):
         storage.put(str(tmp_path / "x" / "y"), b"")
+
+
+@pytest.mark.parametrize("root", ["local", "memory"])
+def test_the_version_of_a_file_changes_when_it_is_replaced(root, tmp_path):
+    path = f"{tmp_path}/f" if root == "local" else f"memory://version-{tmp_path.name}/f"
+    storage.put(path, b"one")
+    first = storage.version(path)
+    assert storage.version(path) == first
+    time.sleep(0.02)  # file systems keep times in ticks of some milliseconds
+    storage.put(path, b"two")
+    assert storage.version(path) != first

@@ -56,3 +56,13 @@ def test_a_remote_log_is_published_while_it_grows(monkeypatch):
     events.write(step=2)
     assert [event["step"] for event in log.read(path)] == [1, 2]
     assert [json.loads(line)["step"] for line in storage.get(path).splitlines()] == [1, 2]
+
+
+def test_a_follower_sees_each_event_once_and_a_line_only_when_it_is_whole(path):
+    follower = log.Follower(path)
+    assert follower.new() == []
+    storage.put(path, b'{"step": 1}\n{"step": 2}\n{"st')
+    assert [event["step"] for event in follower.new()] == [1, 2]
+    assert follower.new() == []
+    storage.put(path, b'{"step": 1}\n{"step": 2}\n{"step": 3}\n')
+    assert [event["step"] for event in follower.new()] == [3]

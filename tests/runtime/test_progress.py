@@ -63,5 +63,17 @@ def test_following_ends_when_the_work_ends_and_is_silent_without_a_terminal(capf
 
 
 def test_an_event_is_described_by_what_it_has():
-    assert progress.describe({"loss": 0.5}) == "loss 0.5000"
-    assert progress.describe({"images_seen": 3}) == ""
+    event = {"images_seen": 1000, "loss": 0.5, "images_per_s": 100.0}
+    assert progress.describe(event, 8200) == "loss 0.5000  100 images/s  0:01:12 left"
+    assert progress.describe({"images_seen": 3, "loss": 0.5}, 10) == "loss 0.5000"
+    assert progress.describe({"images_seen": 3}, 10) == ""
+
+
+def test_the_loss_stays_in_sight_when_a_checkpoint_is_logged(monkeypatch, tmp_path):
+    terminal = on_a_terminal(monkeypatch)
+    path = str(tmp_path / "log.jsonl")
+    with JsonLog(path) as log:
+        log.write(images_seen=640, loss=0.25, images_per_s=10.0)
+        log.write(event="checkpoint", images_seen=640)
+    progress.follow({"base": path}, {"base": 1280}, lambda: True)
+    assert "loss 0.2500  10 images/s  0:01:04 left" in terminal.getvalue()

@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from imagen.errors import ConfigError
 from runtime import session
+from runtime.state import is_locked, lock
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -39,7 +41,8 @@ def test_other_processes_join_a_local_ray_by_its_address_and_all_of_it_goes_away
     monkeypatch.setenv("MARK", uuid.uuid4().hex)  # workers have the environment of who started Ray
     with session.connect(num_cpus=1, resources={"imagen_base": 2}) as address:
         folder = Path(ray.get_runtime_context().get_temp_dir())
-        assert folder.name.startswith(f"imagen-ray-{os.getpid()}-")
+        assert folder.name.startswith("imagen-ray-")
+        assert is_locked(str(folder)) == os.getpid()
         done = subprocess.run(
             [sys.executable, "-c", JOIN],
             env={**os.environ, "RAY_ADDRESS": address, "MARK": "mine"},
@@ -66,26 +69,28 @@ with session.connect(num_cpus=1):
             return os.getpid()
     actor = Actor.remote()
     worker = ray.get(actor.pid.remote())
-    from pathlib import Path
-    mine = [p.name for p in Path("/proc").glob("[0-9]*") if session_of(p)]
-    print(ray.get_runtime_context().get_temp_dir(), worker, *mine, flush=True)
+    folder = ray.get_runtime_context().get_temp_dir()
+    print(folder, worker, *processes(folder), flush=True)
     time.sleep(120)
 """
-SESSION_OF = """
-import os
-def session_of(process):
-    try:
-        command = (process / "cmdline").read_bytes()
-    except OSError:
-        return False
-    return f"imagen-ray-{os.getpid()}-".encode() in command and int(process.name) != os.getpid()
+PROCESSES = """
+from pathlib import Path
+def processes(folder):
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if folder.encode() in (process / "cmdline").read_bytes():
+                found.append(process.name)
+        except OSError:
+            pass  # it has ended
+    return found
 """
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at processes in /proc")
 def test_a_killed_driver_takes_its_local_ray_with_it_and_its_folder_is_swept_later():
     process = subprocess.Popen(
-        [sys.executable, "-c", SESSION_OF + START], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", PROCESSES + START], stdout=subprocess.PIPE, text=True
     )
     folder, *pids = process.stdout.readline().split()
     assert len(pids) > 3  # a worker, and the servers of Ray
@@ -93,7 +98,7 @@ def test_a_killed_driver_takes_its_local_ray_with_it_and_its_folder_is_swept_lat
     process.communicate()
     assert alive_after([int(pid) for pid in pids], 60.0) == []
     assert os.path.isdir(folder)
-    assert session.sweep_local() >= 1
+    assert session.sweep_local(older_than_s=0) >= 1
     assert not os.path.exists(folder)
 
 
@@ -102,18 +107,36 @@ def alive_after(pids, seconds):
     end = time.monotonic() + seconds
     while pids and time.monotonic() < end:
         time.sleep(0.2)
-        pids = [pid for pid in pids if session._alive(pid)]
+        pids = [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
     return pids
 
 
-def test_the_folder_of_a_living_process_is_not_swept(tmp_path):
-    mine = Path(f"/tmp/{session.LOCAL_PREFIX}{os.getpid()}-test")
-    mine.mkdir()
-    try:
-        session.sweep_local()
+def test_a_folder_in_use_or_fresh_is_not_swept():
+    mine = Path(tempfile.mkdtemp(prefix=session.LOCAL_PREFIX, dir="/tmp"))
+    session.sweep_local()
+    assert mine.is_dir()
+    with lock(str(mine)):
+        session.sweep_local(older_than_s=0)
         assert mine.is_dir()
-    finally:
-        mine.rmdir()
+    session.sweep_local(older_than_s=0)
+    assert not mine.exists()
+
+
+def test_sigterm_still_means_what_the_program_says_after_ray_is_there():
+    code = """
+import argparse, os, signal, time
+from runtime import cli, session
+def run(args):
+    with session.connect(num_cpus=1):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+cli.main(run, argparse.ArgumentParser())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (
+        130,
+        "interrupted: run the same command again to continue\n",
+    )
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "no-such-host.invalid:6379"])

@@ -120,8 +120,7 @@ def test_a_replaced_tar_is_an_error_not_a_bad_image(helpers, project: str):
         file.seek(0)
         file.write(content)
     with pytest.raises(ShardError, match="has changed since it was indexed"):
-        for start in range(0, 80, 8):
-            data.__getitems__(range(start, start + 8))
+        [data.__getitems__(range(start, start + 8)) for start in range(0, 80, 8)]
 
 
 def test_a_loader_starts_at_any_step(helpers, project: str):

@@ -1,3 +1,4 @@
+import itertools
 import pickle
 
 import numpy as np
@@ -60,7 +61,7 @@ def test_the_tail_is_a_different_one_each_epoch():
     for epoch in range(4):
         steps = range(epoch * o.steps_per_epoch, (epoch + 1) * o.steps_per_epoch)
         tails.append(everything - {pair for step in steps for pair in pairs(o, step)})
-    assert all(a != b for a, b in zip(tails, tails[1:], strict=False))
+    assert all(a != b for a, b in itertools.pairwise(tails))
 
 
 def test_seeking_gives_the_same_batch_as_going_there():

@@ -47,18 +47,25 @@ def test_error_falls_with_steps_faster_for_the_second_order_sampler(name, ratio,
 
 
 def test_the_second_order_sampler_is_nearer_at_equal_steps(noise):
-    errors = {n: (SAMPLERS[n](optimal, noise, uniform_times(16)) - exact(noise)).abs().max() for n in SAMPLERS}
+    errors = {
+        n: (SAMPLERS[n](optimal, noise, uniform_times(16)) - exact(noise)).abs().max()
+        for n in SAMPLERS
+    }
     assert errors["dpmpp_2m"] < errors["ddim"]
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_each_step_is_one_call_and_is_told(name, noise):
     calls, told = [], []
-    SAMPLERS[name](lambda xt, t: calls.append(t) or optimal(xt, t), noise[:1], uniform_times(5), told.append)
+    SAMPLERS[name](
+        lambda xt, t: calls.append(t) or optimal(xt, t), noise[:1], uniform_times(5), told.append
+    )
     assert calls == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
     assert told == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_one_step_returns_what_the_denoiser_says(name, noise):
-    torch.testing.assert_close(SAMPLERS[name](optimal, noise, uniform_times(1)), optimal(noise, 1.0))
+    torch.testing.assert_close(
+        SAMPLERS[name](optimal, noise, uniform_times(1)), optimal(noise, 1.0)
+    )

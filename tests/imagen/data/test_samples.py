@@ -1,0 +1,78 @@
+import json
+
+import pytest
+
+from imagen.data.samples import Bad, Sample, examine
+from imagen.data.tars import list_members, write_tar
+
+
+def examined(parts):
+    content = write_tar(parts)
+    return examine(content, list_members(content, "x.tar").members)
+
+
+@pytest.fixture
+def good(samples):
+    return samples(1)[0][1]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "detail"),
+    [
+        ({"png": b"\x89PNG no more"}, "bad_image", "cannot identify image file"),
+        ({"png": None}, "no_image", "only .txt"),
+        ({"txt": None}, "no_caption", "only .png"),
+        ({"txt": None, "json": b"{}"}, "no_caption", "the .json has no `caption`"),
+        ({"txt": None, "json": b"{"}, "no_caption", "Expecting property name"),
+        ({"txt": b"caf\xe9"}, "non_utf8", "can't decode byte 0xe9 in position 3"),
+    ],
+)
+def test_a_sample_that_cannot_be_used_is_left_out_with_its_reason(good, change, reason, detail):
+    parts = {k: v for k, v in {**good, **change}.items() if v is not None}
+    (bad,) = examined([("key", parts)])
+    assert isinstance(bad, Bad)
+    assert (bad.key, bad.reason) == ("key", reason)
+    assert detail in bad.detail
+
+
+def test_reasons_are_the_same_text_each_time(good):
+    broken = [("key", {**good, "png": b"no image"})]
+    assert examined(broken) == examined(broken)  # Pillow puts a memory address into its error
+
+
+def test_a_good_sample_has_caption_and_size(good):
+    (sample,) = examined([("key", {**good, "txt": b"  a cat\n"})])
+    assert isinstance(sample, Sample)
+    assert (sample.key, sample.text, sample.width, sample.height) == ("key", "a cat", 8, 8)
+
+
+def test_an_empty_caption_is_kept(good):
+    (sample,) = examined([("key", {**good, "txt": b" \n"})])
+    assert isinstance(sample, Sample)
+    assert sample.text == ""
+
+
+def test_the_txt_is_preferred_to_the_caption_in_img2datasets_json(good):
+    body = json.dumps({"caption": "from json", "url": "x"}).encode()
+    both, only = examined(
+        [("a", {**good, "json": body}), ("b", {"png": good["png"], "json": body})]
+    )
+    assert isinstance(both, Sample)
+    assert isinstance(only, Sample)
+    assert both.text == "caption s 0"
+    assert only.text == "from json"
+
+
+def test_the_second_sample_of_a_key_is_left_out_once(good):
+    again = {**good, "txt": b"another caption"}
+    found = examined([("a", good), ("b", good), ("a", again), ("a", again)])
+    assert [f.key for f in found if isinstance(f, Sample)] == ["a", "b"]
+    bad = [f for f in found if isinstance(f, Bad)]
+    assert [(b.key, b.reason) for b in bad] == [("a", "duplicate_key")] * 2
+    assert found[0].text == "caption s 0"  # type: ignore[union-attr]
+
+
+def test_members_of_a_sample_need_not_be_neighbours(good):
+    found = examined([("a", {"png": good["png"]}), ("b", good), ("a", {"txt": b"late"})])
+    assert [f.key for f in found] == ["a", "b"]
+    assert found[0].text == "late"  # type: ignore[union-attr]

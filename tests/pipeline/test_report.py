@@ -1,0 +1,78 @@
+import json
+
+from rich.console import Console
+
+from imagen import storage
+from pipeline import report, status
+from pipeline.run import Outcome
+from pipeline.stages import Stage
+from runtime.state import StageState
+
+METRICS = {"digit_accuracy": {"value": 0.955, "interval": [0.917, 0.976]}}
+
+
+def stage(outputs=()):
+    state = StageState(stage="eval", status="done", detail="all", outputs=tuple(outputs))
+    return Stage(name="eval", arguments=(), state=lambda: state)
+
+
+def test_the_end_of_a_run_tells_times_accuracy_files_and_the_next_command(tmp_path, capsys):
+    folder = str(tmp_path)
+    outputs = [storage.join(folder, n) for n in ("grid.png", "metrics.json", "report.html")]
+    storage.put(outputs[1], json.dumps(METRICS).encode())
+    report.summary([stage(outputs)], Outcome(seconds={"eval": 75.2}), "runs/digits")
+    told = capsys.readouterr().out
+    assert "1:15" in told
+    assert "digit accuracy: 95.5% (95 % interval 91.7% to 97.6%)" in told
+    assert f"grid: {outputs[0]}" in told
+    assert f"report: {outputs[2]}" in told
+    assert told.endswith('imagen sample "seven" --cascade runs/digits/cascade --out seven.png\n')
+
+
+def test_a_rerun_of_a_finished_line_shows_the_results_without_times(capsys):
+    report.summary([stage()], Outcome(), "runs/digits")
+    told = capsys.readouterr().out
+    assert "done before" not in told
+    assert told.startswith("next: ")
+
+
+def test_what_was_not_judged_has_no_accuracy():
+    assert report.accuracy({}) == []
+    assert report.accuracy({"digit_accuracy": None}) == []
+
+
+def test_times_are_told_in_minutes_and_seconds():
+    assert [report.clock(s) for s in (0.4, 59.6, 3600)] == ["0:00", "1:00", "60:00"]
+
+
+STATES = [
+    StageState(stage="import", status="done", detail="1,797 samples", outputs=("runs/data",)),
+    StageState(stage="train base", status="partial", detail="[300 of 600]"),
+]
+
+
+def test_the_status_table_shows_every_stage_and_takes_details_literally():
+    console = Console(width=100)
+    with console.capture() as shown:
+        console.print(status.table(STATES))
+    text = shown.get()
+    assert "1,797 samples" in text
+    assert "partial" in text
+    assert "[300 of 600]" in text
+
+
+def test_the_status_for_programs_has_all_fields():
+    assert json.loads(status.as_json(STATES))[0] == {
+        "stage": "import",
+        "status": "done",
+        "detail": "1,797 samples",
+        "outputs": ["runs/data"],
+    }
+
+
+def test_every_status_has_a_colour():
+    from typing import get_args
+
+    from runtime.state import Status
+
+    assert set(status.COLOURS) == set(get_args(Status))

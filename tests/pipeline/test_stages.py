@@ -1,0 +1,108 @@
+import dataclasses
+
+import pytest
+
+from imagen.errors import ConfigError
+from pipeline import config as configs
+from pipeline.stages import Stage, Training, line, reasons, shares, waves
+from runtime.state import StageState
+
+DIGITS = "pipeline/configs/digits.yaml"
+
+
+def stage(name, after=(), status="missing", member=None):
+    state = StageState(stage=name, status=status, detail="details")
+    training = Training(member=member, log="log.jsonl", images=1) if member else None
+    return Stage(name=name, arguments=(), after=after, state=lambda: state, training=training)
+
+
+def names(groups):
+    return [[stage.name for stage in group] for group in groups]
+
+
+def test_the_line_of_digits_is_import_preencode_both_trainings_side_by_side_eval():
+    groups = waves(line(configs.load(DIGITS, ["out=memory://stages-test"])))
+    assert names(groups) == [["import"], ["preencode"], ["train base", "train sr1"], ["eval"]]
+
+
+def test_each_stage_is_started_with_the_same_config_and_overrides():
+    for made in line(configs.load(DIGITS, ["out=memory://stages-test", "seed=7"])):
+        assert made.arguments[0] == "-m"
+        assert made.arguments[-2:] == ("out=memory://stages-test", "seed=7")
+        assert DIGITS in made.arguments
+
+
+def test_tars_that_are_there_already_need_no_import():
+    config = configs.load(DIGITS, ["out=memory://t", "source=null", "data.tars=memory://tars"])
+    made = line(config)
+    assert made[0].name == "preencode"
+    assert made[0].after == ()
+
+
+def test_nothing_is_done_in_an_empty_folder(tmp_path):
+    made = line(configs.load(DIGITS, [f"out={tmp_path}/none"]))
+    assert {stage.state().status for stage in made} == {"missing"}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("source.shrads=3", "source.shrads"),
+        ("preencode.actros=3", "preencode.actros"),
+        ("train.base.lrr=3", "train.base.lrr"),
+        ("eval.cuont=3", "eval.cuont"),
+    ],
+)
+def test_a_typo_in_the_section_of_any_stage_is_refused(override, key):
+    with pytest.raises(ConfigError, match=f"unknown key `{key}`"):
+        configs.load(DIGITS, [override])
+
+
+def test_a_member_without_training_is_refused():
+    with pytest.raises(ConfigError, match=r"the config has no section `train\.base`"):
+        configs.load(DIGITS, ["train={}"])
+
+
+def test_stages_that_need_nothing_of_each_other_share_a_wave():
+    stages = [stage("a"), stage("b", ("a",)), stage("c", ("a",)), stage("d", ("c", "b"))]
+    assert names(waves(stages)) == [["a"], ["b", "c"], ["d"]]
+
+
+def test_stages_that_wait_for_each_other_are_a_bug():
+    with pytest.raises(AssertionError, match="wait for each other"):
+        waves([stage("a", ("b",)), stage("b", ("a",))])
+
+
+def test_why_a_stage_runs_is_its_state_or_what_runs_before_it():
+    stages = [
+        stage("a", status="done"),
+        stage("b", ("a",), status="partial"),
+        stage("c", ("b",), status="done"),
+        stage("d", ("a",), status="done"),
+    ]
+    why = reasons(stages, {made.name: made.state() for made in stages})
+    assert why == {
+        "a": None,
+        "b": "partial: details",
+        "c": "done, but looked at again after b",
+        "d": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("cores", "each"), [(1, {"base": 1, "sr1": 1}), (2, {"base": 1, "sr1": 1}), (9, {"base": 4})]
+)
+def test_cores_are_split_evenly_and_each_training_has_one_at_least(cores, each):
+    stages = [stage("import"), stage("x", member="base"), stage("y", member="sr1")]
+    assert shares(stages, cores).items() >= each.items()
+
+
+def test_the_only_training_left_has_all_cores_and_no_training_needs_none():
+    assert shares([stage("x", member="sr1")], 8) == {"sr1": 8}
+    assert shares([stage("import")], 8) == {}
+
+
+def test_a_stage_says_nothing_that_can_change_under_it():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        stage("a").name = "b"

@@ -1,0 +1,102 @@
+"""The whole line on a real local Ray, killed in the middle of training and run again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from runtime import log
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "train.base.images=640",
+    "train.base.checkpoint_every=64",
+    "train.base.log_every=32",
+    "train.sr1.images=64",
+    "train.sr1.checkpoint_every=32",
+    "train.sr1.log_every=32",
+    "eval.count=10",
+    "eval.steps=2",
+]
+STAGES = ["import", "preencode", "train base", "train sr1", "eval"]
+
+
+def pipeline(command, out, **options):
+    config = str(ROOT / "pipeline/configs/digits.yaml")
+    words = [sys.executable, "-m", "pipeline", command, config, f"out={out}", *SMALL]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    return subprocess.Popen(
+        [*words, *options.pop("more", [])],
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def statuses(out):
+    told = pipeline("status", out, more=["--json"]).communicate(timeout=120)[0]
+    return {state["stage"]: state["status"] for state in json.loads(told)}
+
+
+def wait_for_checkpoint(process, out):
+    """Wait until base has a checkpoint, as its log tells."""
+    while not any(e.get("event") == "checkpoint" for e in log.read(f"{out}/base/log.jsonl")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.2)
+
+
+def processes_of(pid):
+    """Return the process and all that descend from it."""
+    found = [pid]
+    for parent in found:
+        listed = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True)
+        found.extend(int(line) for line in listed.stdout.split())
+    return found
+
+
+def wait_until_gone(pids, seconds):
+    end = time.monotonic() + seconds
+    while left := [pid for pid in pids if os.path.exists(f"/proc/{pid}")]:
+        assert time.monotonic() < end, f"processes {left} outlived the pipeline"
+        time.sleep(0.5)
+
+
+def test_the_line_survives_kill_9_in_training_and_does_nothing_twice(tmp_path):
+    out = str(tmp_path / "run")
+
+    first = pipeline("run", out)
+    wait_for_checkpoint(first, out)
+    everybody = processes_of(first.pid)
+    assert statuses(out)["train base"] == "running"
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    wait_until_gone(everybody, 60.0)
+    assert [statuses(out)[stage] for stage in STAGES[:2]] == ["done", "done"]
+    assert statuses(out)["train base"] == "partial"
+
+    second = pipeline("run", out)
+    result, told = second.communicate(timeout=600)
+    assert second.returncode == 0, told
+    assert "import: done already" in told
+    assert "digit accuracy: " in result
+    assert f'imagen sample "seven" --cascade {out}/cascade' in result
+    assert list(statuses(out).values()) == ["done"] * 5
+    starts = [e for e in log.read(f"{out}/base/log.jsonl") if e.get("event") == "start"]
+    assert starts[0]["images_seen"] == 0 < starts[-1]["images_seen"]
+
+    third = pipeline("run", out)
+    result, told = third.communicate(timeout=120)
+    assert third.returncode == 0, told
+    assert [line.split(":")[0] for line in told.splitlines()] == STAGES
+    assert told.count("done already") == 5  # and no line about a Ray that was started
+    assert "digit accuracy: " in result

@@ -1,0 +1,81 @@
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from preencode.dispatch import TRIES, dispatch
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+
+@pytest.fixture
+def worker(cluster):
+    import ray
+
+    @ray.remote(max_restarts=0, num_cpus=1)
+    class Worker:
+        """Ends its own process on items that say so, like an out-of-memory kill would."""
+
+        def work(self, item: str) -> str:
+            kind, _, marker = item.partition(":")
+            if kind == "poison":
+                os._exit(1)
+            if kind == "once" and not Path(marker).exists():
+                Path(marker).touch()
+                os._exit(1)
+            if kind == "slow":
+                time.sleep(0.3)
+            return item.upper()
+
+    return Worker
+
+
+def run(worker, items, actors=2):
+    outcomes = dispatch(items, worker.remote, lambda actor, item: actor.work.remote(item), actors)
+    return list(outcomes)
+
+
+def test_every_item_is_worked_on_once(worker):
+    items = [f"item{i}" for i in range(20)]
+    outcomes = run(worker, items)
+    assert sorted(o.value for o in outcomes) == sorted(i.upper() for i in items)
+    assert all(o.error is None and o.lost is None for o in outcomes)
+
+
+def test_an_item_that_kills_its_actors_is_set_aside_and_the_others_are_done(worker):
+    outcomes = run(worker, ["a", "poison", "slow1", "b", "c", "slow2"])
+    done = {o.item for o in outcomes if o.value is not None}
+    assert done == {"a", "b", "c", "slow1", "slow2"}
+    (failed,) = [o for o in outcomes if o.error is not None]
+    assert failed.item == "poison"
+    assert f"`poison` is set aside: it ended {TRIES} actors" in failed.error.message
+    assert {o.item for o in outcomes if o.lost is not None} == {"poison"}  # nobody else is blamed
+    assert sum(o.lost is not None for o in outcomes) == TRIES - 1
+
+
+def test_an_item_whose_actor_died_once_is_done_by_another(worker, tmp_path):
+    item = f"once:{tmp_path}/marker"
+    outcomes = run(worker, ["a", item, "b"])
+    assert {o.item for o in outcomes if o.value is not None} == {"a", item, "b"}
+    assert [o.item for o in outcomes if o.lost is not None] == [item]
+
+
+def test_more_actors_than_cores_do_not_block_the_end(worker):
+    items = [f"item{i}" for i in range(6)]
+    outcomes = run(worker, items, actors=4)  # two of them wait for a core
+    assert len(outcomes) == 6
+
+
+def test_leaving_early_ends_the_actors(worker):
+    import ray
+
+    outcomes = dispatch(
+        ["slow1", "slow2", "a"], worker.remote, lambda actor, item: actor.work.remote(item), 2
+    )
+    next(outcomes)
+    outcomes.close()
+    deadline = time.monotonic() + 20
+    while ray.available_resources().get("CPU", 0) < 2:
+        assert time.monotonic() < deadline, "an actor still holds its core"
+        time.sleep(0.1)

@@ -1,0 +1,204 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imagen.data.embeddings import EmbeddingSet
+from imagen.data.prepared import Prepared
+from imagen.errors import ConfigError, StorageError
+from preencode import driver, report, stage
+from runtime import log, state
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+ROOT = Path(__file__).parents[2]
+CONFIG = str(ROOT / "pipeline" / "configs" / "digits.yaml")
+
+
+def start(cluster: str, out: Path, tars: Path) -> subprocess.Popen:
+    """Start the stage in a process of its own that joins the cluster."""
+    words = [CONFIG, f"out={out}", f"data.tars={tars}", "--address", cluster]
+    return subprocess.Popen(
+        [sys.executable, "-m", "preencode", *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_shard(process: subprocess.Popen, out: Path) -> dict:
+    """Wait until the first shard is done; return its event."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        done = [e for e in log.read(f"{out}/logs/preencode.jsonl") if e["event"] == "shard"]
+        if done:
+            return done[0]
+        time.sleep(0.02)
+    raise AssertionError(f"no shard was done in time: {process.communicate()}")
+
+
+def finish(process: subprocess.Popen) -> str:
+    stdout, stderr = process.communicate(timeout=180)
+    assert process.returncode == 0, stderr
+    return stdout
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, cluster):
+    """Eight tars with enough captions that a kill lands in mid-run, and the result of a clean run."""
+    import io
+
+    from PIL import Image
+
+    from imagen.data.tars import write_tar
+
+    image = io.BytesIO()
+    Image.new("L", (8, 8)).save(image, "png")
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "tars").mkdir()
+    for shard in range(8):
+        draw = np.random.RandomState(shard)
+        samples = [
+            (
+                f"{shard}{i:05d}",
+                {
+                    "png": image.getvalue(),
+                    "txt": " ".join(f"w{w}" for w in draw.randint(0, 5000, 28)).encode(),
+                },
+            )
+            for i in range(800)
+        ]
+        (folder / "tars" / f"{shard:05d}.tar").write_bytes(write_tar(samples))
+    finish(start(cluster, folder / "clean", folder / "tars"))
+    return folder
+
+
+def test_a_run_joins_every_sample_with_its_embedding(work, contents, encoder):
+    out = work / "clean"
+    data = Prepared.open(str(out / "index"))
+    found = EmbeddingSet.find(str(out / "embeddings"), encoder.text, data)
+    assert sum(s.rows for s in data.shards) == 6400
+    for shard, row in [(0, 0), (3, 17), (7, 799)]:
+        (wanted,) = encoder.encode([data.caption(shard, row)])
+        np.testing.assert_allclose(found.tokens(shard, row), wanted, atol=4e-3)
+    assert not [name for name in contents(out) if ".tmp-" in name]
+
+
+def test_a_killed_driver_is_continued_to_the_same_bytes(work, cluster, contents):
+    out = work / "killed"
+    process = start(cluster, out, work / "tars")
+    wait_for_shard(process, out)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (out / "index" / "manifest.json").exists()  # it was in mid-run
+    before = len(list((out / "index").glob("*.index.npy")))
+    assert before < 8
+    assert "of 8 shards" in finish(start(cluster, out, work / "tars"))
+    assert contents(out) == contents(work / "clean")
+    starts = [e for e in log.read(f"{out}/logs/preencode.jsonl") if e["event"] == "start"]
+    assert starts[0]["left"] == 8
+    assert starts[1]["left"] < 8  # what was finished was not done again
+
+
+def test_a_killed_actor_is_replaced_and_the_bytes_are_the_same(work, cluster, contents):
+    out = work / "actor"
+    process = start(cluster, out, work / "tars")
+    os.kill(wait_for_shard(process, out)["pid"], signal.SIGKILL)
+    assert "1 actors were lost and replaced" in finish(process)
+    assert contents(out) == contents(work / "clean")
+    events = log.read(f"{out}/logs/preencode.jsonl")
+    assert sum(e["event"] == "actor_lost" for e in events) == 1
+
+
+def test_a_second_run_does_nothing(work, cluster, contents):
+    out = work / "clean"
+    before = {name: os.stat(out / name).st_mtime_ns for name in contents(out) if "npy" in name}
+    assert "nothing to do: 8 shards" in finish(start(cluster, out, work / "tars"))
+    assert {name: os.stat(out / name).st_mtime_ns for name in before} == before
+
+
+def test_a_damaged_tar_fails_alone_and_the_rest_is_kept(config, tars, cluster, contents, tmp_path):
+    folder = tars(4, 20)
+    whole = (folder / "00002.tar").read_bytes()
+    (folder / "00002.tar").write_bytes(whole[:5000])
+    c = config(f"data.tars={folder}")
+    result = driver.run(c, cluster)
+    (failed,) = result.failed
+    assert failed.endswith("00002.tar")
+    assert "00002.tar` is truncated at byte 5000" in result.failed[failed].message
+    told = "\n".join(report.summary_lines(result))
+    assert "indexed 3 and encoded 3 of 4 shards" in told
+    assert "FAILED 00002.tar" in told
+    assert "fetch the tar again" in told
+    assert "1 shards failed, the data set is incomplete" in told
+    kept = contents(tmp_path / "run")
+    assert {"index/00000.json", "index/00001.json", "index/00003.json"} <= set(kept)
+    assert "index/manifest.json" not in kept
+
+    (folder / "00002.tar").write_bytes(whole)
+    result = driver.run(c, cluster)
+    assert [r.name for r in result.reports] == ["00002"]
+    assert not result.failed
+    again = contents(tmp_path / "run")
+    assert {name: again[name] for name in kept} == kept
+    assert stage.encode_state(c).status == "done"
+
+
+def test_a_changed_encoder_only_encodes_beside_the_old_embeddings(config, tars, cluster, tmp_path):
+    folder = tars(2, 10)
+    driver.run(config(f"data.tars={folder}"), cluster)
+    index = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "index").glob("0*")}
+    result = driver.run(config(f"data.tars={folder}", "text.max_tokens=4"), cluster)
+    assert [(r.indexed, r.encoded) for r in result.reports] == [(False, True)] * 2
+    assert {p: p.stat().st_mtime_ns for p in index} == index
+    assert len(list((tmp_path / "run" / "embeddings").iterdir())) == 2
+    told = "\n".join(report.summary_lines(result))
+    assert "cut             20 captions (100.00%), 60 tokens lost; consider" in told
+
+
+def test_bad_samples_are_told_by_reason(config, tmp_path, sample, cluster):
+    from imagen.data.tars import write_tar
+
+    parts = [sample(f"k{i}", f"caption {i}") for i in range(6)]
+    parts += [sample("empty", ""), ("x", {"txt": b"no image"}), ("y", {"png": b"?", "txt": b"c"})]
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars" / "a.tar").write_bytes(write_tar(parts))
+    result = driver.run(config(f"data.tars={tmp_path}/tars"), cluster)
+    told = "\n".join(report.summary_lines(result))
+    assert "left out        1 bad_image" in told
+    assert "left out        1 no_image" in told
+    assert "empty           1 captions" in told
+    lines = (tmp_path / "run" / "index" / "a.quarantine.jsonl").read_text().splitlines()
+    assert {json.loads(line)["reason"] for line in lines} == {"bad_image", "no_image"}
+
+
+def test_a_project_on_an_object_store_style_url_needs_no_local_path(
+    config, cluster, tmp_path, tars
+):
+    """`file://` goes through the same code as every URL that actors can reach."""
+    result = driver.run(
+        config(f"out=file://{tmp_path}/url", f"data.tars=file://{tars(1, 3)}"), cluster
+    )
+    assert not result.failed
+    assert (tmp_path / "url" / "index" / "manifest.json").exists()
+
+
+def test_a_missing_encoder_file_on_the_cluster_stops_the_run(config, tars, cluster):
+    c = config(f"data.tars={tars(1, 3)}", "text.encoder=./no/such/folder!")
+    with pytest.raises(ConfigError, match="is no folder and no name on the Hugging Face hub"):
+        driver.run(c, cluster)
+
+
+def test_two_runs_in_one_folder_are_refused(config, tars, cluster):
+    c = config(f"data.tars={tars(1, 3)}")
+    with (
+        state.lock(c.index),
+        pytest.raises(StorageError, match=rf"in use by process {os.getpid()}"),
+    ):
+        driver.run(c, cluster)

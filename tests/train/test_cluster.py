@@ -1,0 +1,158 @@
+"""Ray Train with everything that goes wrong: the result is always that of one quiet process."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from imagen import checkpoint, snapshot, storage
+from imagen.errors import ImagenError
+from runtime import log, session
+from train import stage
+from train.config import TrainStageConfig
+from train.loop import World
+from train.worker import Inputs, Job, run_rank
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),  # Ray's own, in Ray
+]
+
+PATIENCE_S = 240
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with session.connect("local", num_cpus=4):
+        yield
+
+
+def alone(config: TrainStageConfig) -> dict[str, torch.Tensor]:
+    run_rank(Job(config, "base", "alone"), World(0, 1, torch.device("cpu")))
+    return final(config)
+
+
+def final(config: TrainStageConfig) -> dict[str, torch.Tensor]:
+    folder = checkpoint.folder_name(config.of("base").total)
+    return snapshot.load(f"{config.run_dir('base')}/snapshots/{folder}").state_dict
+
+
+def starts(config: TrainStageConfig) -> list[dict]:
+    events = log.read(f"{config.run_dir('base')}/log.jsonl")
+    return [event for event in events if event.get("event") == "start"]
+
+
+def seen(config: TrainStageConfig) -> int:
+    events = log.read(f"{config.run_dir('base')}/log.jsonl")
+    return max((e["images_seen"] for e in events if "loss" in e), default=0)
+
+
+def wait_for(what: Callable[[], bool], alive: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not what():
+        assert alive(), "it ended before it could be interrupted"
+        assert time.monotonic() < deadline, "it did not get there in time"
+        time.sleep(0.01)
+
+
+def two_projects(helpers, tmp_path: Path, **train: object) -> tuple[TrainStageConfig, ...]:
+    configs = []
+    for name, workers in (("alone", (1, 1)), ("cluster", train.pop("workers", (1, 1)))):
+        folder = str(tmp_path / name)
+        helpers.write_data(folder)
+        configs.append(helpers.make_config(folder, workers=workers, **train))
+    return tuple(configs)
+
+
+def test_three_uneven_workers_train_what_one_does(cluster, helpers, tmp_path: Path):
+    # shares of 2, 3 and 3 images in microbatches of 2: one rank has fewer passes than the others
+    quiet, config = two_projects(helpers, tmp_path, microbatch=2, workers=(3, 3))
+    assert stage.run(config, "base") is True
+    assert [start["world_size"] for start in starts(config)] == [3]
+    expected, found = alone(quiet), final(config)
+    assert all(torch.allclose(found[k], expected[k], atol=2e-4) for k in expected)
+
+
+def test_a_killed_worker_is_replaced_and_the_result_is_the_same(cluster, helpers, tmp_path: Path):
+    quiet, config = two_projects(
+        helpers, tmp_path, images=640, global_batch=16, checkpoint_every=80, workers=(2, 2)
+    )
+    errors: list[BaseException] = []
+
+    def train() -> None:
+        try:
+            stage.run(config, "base")
+        except BaseException as err:
+            errors.append(err)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    wait_for(lambda: seen(config) >= 160, thread.is_alive)
+    os.kill(starts(config)[0]["pid"], signal.SIGKILL)
+    thread.join(PATIENCE_S)
+    assert not errors
+    first, second = starts(config)
+    assert (first["images_seen"], first["world_size"]) == (0, 2)
+    assert second["images_seen"] >= 80
+    expected, found = alone(quiet), final(config)
+    assert all(torch.allclose(found[k], expected[k], atol=2e-3) for k in expected)
+
+
+def test_an_error_of_the_users_is_told_once_and_not_retried(cluster, helpers, tmp_path: Path):
+    folder = str(tmp_path)
+    helpers.write_data(folder)
+    config = helpers.make_config(folder)
+    rename_sample(config, 100)  # behind our back, where the driver does not look
+    with pytest.raises(ImagenError, match="has changed since it was indexed") as raised:
+        stage.run(config, "base")
+    assert "python -m preencode CONFIG" in str(raised.value.hint)
+    assert len(starts(config)) == 1
+
+
+def rename_sample(config: TrainStageConfig, position: int) -> None:
+    """Change the key in the tar of the sample at a position of the run."""
+    inputs = Inputs.open(config, "base")
+    shard, at = inputs.order.batch(position // 8)
+    number = int(shard[position % 8])
+    row = int(inputs.prepared.rows(number, "train")[int(at[position % 8])])
+    info = inputs.prepared.shards[number]
+    offset = int(np.load(f"{config.index}/{info.name}.index.npy")[row]["image_offset"])
+    with open(info.tar, "r+b") as file:
+        file.seek(offset - 512)
+        file.write(b"another")
+
+
+def test_a_killed_driver_is_run_again_and_the_result_is_bit_equal(helpers, tmp_path: Path):
+    quiet, config = two_projects(helpers, tmp_path, images=1600, checkpoint_every=200)
+    path = str(tmp_path / "config.yaml")
+    sections = {
+        name: {**section, "images": 1600, "checkpoint_every": 200}
+        for name, section in helpers.TREE["train"].items()
+    }
+    tree = {**helpers.TREE, "out": config.out, "train": sections}
+    Path(path).write_text(yaml.safe_dump(tree))
+    command = [sys.executable, "-m", "train", path, "member=base"]
+    with open(tmp_path / "output", "wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output)
+        wait_for(lambda: seen(config) >= 400, lambda: process.poll() is None)
+        process.kill()
+        process.wait()
+        assert storage.exists(f"{config.out}/base/run.json") is False
+        again = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=output, text=True, check=True
+        )
+    assert again.stdout.startswith("base trained: 1,600 images")
+    assert len(starts(config)) == 2
+    assert starts(config)[1]["images_seen"] >= 200
+    expected, found = alone(quiet), final(config)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

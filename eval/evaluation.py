@@ -22,7 +22,8 @@ from imagen.text.encoder import encoder_fingerprint
 from runtime import progress, session
 
 MANIFEST, KIND = "manifest.json", "eval"
-GRID, METRICS, REPORT, CONFIG = "grid.png", "metrics.json", "report.html", "config.yaml"
+GRID, PREVIEW, METRICS, REPORT = "grid.png", "preview.png", "metrics.json", "report.html"
+CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ def evaluate(evaluation: Evaluation, prepared: Prepared, address: str | None) ->
     grid = picture.png(report.grid(sampled, config.eval.grid))
     files = {
         GRID: grid,
+        PREVIEW: picture.png(report.preview(sampled, config.eval.grid)),
         METRICS: json.dumps(body, indent=1).encode() + b"\n",
         REPORT: report.page(config, body, findings, grid).encode(),
         CONFIG: dump_yaml(config).encode(),

@@ -53,6 +53,14 @@ def grid(sampled: Sampled, shape: GridConfig) -> Image.Image:
     return picture.grid(images, labels, members * seeds, style)
 
 
+def preview(sampled: Sampled, shape: GridConfig) -> Image.Image:
+    """Return the last member's images of the grid without labels: a column for each prompt."""
+    last = list(sampled.members.values())[-1]
+    rows = grid_rows(sampled.items, shape.prompts, shape.seeds)
+    seeds = min(len(row) for row in rows)
+    return picture.mosaic([[last[row[s]] for row in rows] for s in range(seeds)])
+
+
 def _row_label(sampled: Sampled, row: list[int]) -> str:
     seeds = ", ".join(str(sampled.items[i].seed) for i in row)
     prompt = sampled.items[row[0]].prompt or "(no text)"
@@ -95,10 +103,9 @@ def _summary(metrics: dict[str, Any]) -> str:
         note = "what these images would score if prompts were dealt out at random"
         tiles.append(tile("Chance", percent(text["chance"]), note))
     if "ratio_of_medians" in copied:
-        note = (
-            "distance to the nearest training image, samples over held-out; 1 is drawing, 0 copying"
-        )
-        tiles.append(tile("Newness", f"{copied['ratio_of_medians']:.2f}", note))
+        note = "relative to real held-out images; near 0 is copying, far above 1 is unlike any"
+        value = f"{copied['ratio_of_medians']:.2f}"
+        tiles.append(tile("Distance to training images", value, note))
     tiles.append(tile("Images seen", charts.short(seen), "by the last member while it trained"))
     return f'<div class="tiles">{"".join(tiles)}</div>'
 

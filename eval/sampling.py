@@ -64,7 +64,7 @@ class Sampler:
         import torch
 
         torch.set_num_threads(1)  # one actor a core; and sums in one order
-        return Cascade.load(self.folder)
+        return Cascade.load(self.folder, "cuda" if torch.cuda.is_available() else "cpu")
 
     def sample(self, chunk: Chunk) -> int:
         """Sample and publish a chunk; return how many images it has."""
@@ -78,7 +78,7 @@ class Sampler:
 def sample_missing(
     cascade: str, work: Sequence[Chunk], options: SampleOptions, done: Callable[[int], None]
 ) -> None:
-    """Sample chunks on as many one-core actors as Ray has CPUs; Ray must be connected.
+    """Sample chunks on an actor a GPU, or a core where there are none; Ray must be connected.
 
     `done(images)` is called for each finished chunk. A dead actor is started again and repeats
     its chunk, which gives the same bytes.
@@ -86,8 +86,11 @@ def sample_missing(
     import ray
 
     waiting = deque(work)
-    count = max(1, min(len(work), int(ray.cluster_resources().get("CPU", 1))))
-    actor: Any = ray.remote(num_cpus=1, max_restarts=RESTARTS, max_task_retries=RESTARTS)(Sampler)
+    cluster = ray.cluster_resources()
+    gpus = int(cluster.get("GPU", 0))
+    takes: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": 1}
+    count = max(1, min(len(work), gpus or int(cluster.get("CPU", 1))))
+    actor: Any = ray.remote(**takes, max_restarts=RESTARTS, max_task_retries=RESTARTS)(Sampler)
     running: dict[Any, Any] = {}
     for worker in [actor.remote(cascade, options) for _ in range(count)]:
         running[worker.sample.remote(waiting.popleft())] = worker

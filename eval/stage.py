@@ -5,6 +5,7 @@
 <out>/eval/<images seen, 12 digits>-<cascade>/
     samples/<chunk>.safetensors                    every image, uint8, by member
     grid.png, metrics.json, report.html, config.yaml
+    preview.png                                    a mosaic for small places: terminals, READMEs
     manifest.json                                  written last
 ```
 """
@@ -13,7 +14,7 @@ from typing import Any
 
 from eval import evaluation, prompts
 from eval.config import EvalConfig
-from eval.evaluation import CONFIG, GRID, KIND, MANIFEST, METRICS, REPORT
+from eval.evaluation import CONFIG, GRID, KIND, MANIFEST, METRICS, PREVIEW, REPORT
 from eval.inputs import Inputs, gather
 from imagen import cascade, manifest, storage
 from imagen.data.prepared import Prepared
@@ -88,7 +89,7 @@ def _assembled(config: EvalConfig) -> str | None:
 
 
 def _outputs(folder: str) -> tuple[str, ...]:
-    return tuple(storage.join(folder, name) for name in (GRID, METRICS, REPORT, CONFIG))
+    return tuple(storage.join(folder, name) for name in (GRID, PREVIEW, METRICS, REPORT, CONFIG))
 
 
 def _told(body: dict[str, Any]) -> str:

@@ -84,9 +84,7 @@ def assemble(
         return fingerprint
     for name, source in copies.items():
         _copy_snapshot(source, storage.join(folder, members[name]["folder"]), members[name])
-    manifest.write(
-        storage.join(folder, MANIFEST), "cascade", {"fingerprint": fingerprint, **body}
-    )
+    manifest.write(storage.join(folder, MANIFEST), "cascade", {"fingerprint": fingerprint, **body})
     return fingerprint
 
 
@@ -209,7 +207,13 @@ def _no_step(member: str, step: int, steps: int) -> None:
 def _load_member(folder: str, device: str) -> Member:
     loaded = snapshot.load(folder)
     net = build(loaded.config.network)
-    net.load_state_dict(loaded.state_dict)
+    try:
+        net.load_state_dict(loaded.state_dict)
+    except RuntimeError as err:  # torch's list of missing and unexpected keys or shapes
+        raise CheckpointError(
+            f"the weights in `{folder}` do not fit the network its config describes: {err}",
+            "they were made by another version of the code; train the member again",
+        ) from err
     return Member(loaded.config, net.to(device).eval(), loaded.provenance)
 
 

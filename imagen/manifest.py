@@ -65,7 +65,9 @@ def verify_files(path: str, body: Mapping[str, Any], error: type[ImagenError] = 
     """Raise `error` naming the first file of a manifest that is missing or has other bytes."""
     folder = path.rpartition("/")[0]
     for name, entry in body["files"].items():
-        check_file(storage.join(folder, name), storage.get(storage.join(folder, name)), entry, error)
+        check_file(
+            storage.join(folder, name), storage.get(storage.join(folder, name)), entry, error
+        )
 
 
 def check_file(

@@ -133,16 +133,15 @@ def loss(net: nn.Module, config: MemberConfig, batch: TrainBatch) -> torch.Tenso
     xt = diffuse(batch.x0, batch.eps, alpha, sigma)
     lowres = aug = None
     if batch.lowres is not None:
-        assert batch.aug_level is not None and batch.aug_eps is not None, "SR batches are noised"
+        assert batch.aug_level is not None, "SR batches have an augmentation level"
+        assert batch.aug_eps is not None, "SR batches have augmentation noise"
         lowres, aug = condition_lowres(batch.lowres, batch.aug_level, batch.aug_eps, config.size)
     out = net(xt, sinusoids(logsnr), batch.text.emb, batch.text.mask, batch.keep, lowres, aug)
-    error = out.float() - target(
-        config.diffusion.prediction, batch.x0, batch.eps, alpha, sigma
-    )
+    error = out.float() - target(config.diffusion.prediction, batch.x0, batch.eps, alpha, sigma)
     return error.square().flatten(1).mean(dim=1)
 
 
-def denoiser(  # noqa: PLR0913 - one argument for each thing that conditions an image
+def denoiser(
     net: nn.Module,
     config: MemberConfig,
     text: Text,

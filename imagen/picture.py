@@ -55,6 +55,11 @@ def png(picture: Image.Image) -> bytes:
     return out.getvalue()
 
 
+def mosaic(rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
+    """Return rows of equally large uint8 (h, w, c) images, edge to edge, pixel by pixel."""
+    return exact(np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0))
+
+
 def enlarge(image: np.ndarray, side: int) -> Image.Image:
     """Return `image` (h, w, c) with repeated pixels, `side` pixels wide."""
     height = round(image.shape[0] * side / image.shape[1])

@@ -4,7 +4,7 @@
 <out>/data/                 tar shards that `preencode import` wrote (or `data.tars`, used in place)
 <out>/index/                what is inside each tar: offsets, keys, held-out flags, quarantine
 <out>/embeddings/<fp>/      embedding shards of the encoder with fingerprint <fp>
-<out>/<member>/             run directory of one U-Net: config.yaml, log.jsonl, checkpoints, snapshots
+<out>/<member>/             run directory of one U-Net: config, log, checkpoints, snapshots
 <out>/cascade/              the newest assembled cascade: what `imagen sample --cascade` takes
 <out>/eval/<images>/        grid.png, metrics.json, report.html
 <out>/logs/                 output of stages that ran side by side
@@ -95,7 +95,9 @@ def check_chain(members: dict[str, MemberConfig], text: TextConfig) -> None:
     """Raise ConfigError unless the members form a cascade: base, sr1, sr2, growing in size."""
     wanted = ["base", *(f"sr{i}" for i in range(1, len(members)))]
     if not members or list(members) != wanted:
-        raise ConfigError(f"members are {list(members)}, a cascade has base, sr1, sr2 in this order")
+        raise ConfigError(
+            f"members are {list(members)}, a cascade has base, sr1, sr2 in this order"
+        )
     sizes = [m.size for m in members.values()]
     if sorted(set(sizes)) != sizes:
         raise ConfigError(f"member sizes {sizes} do not grow from base to the last member")

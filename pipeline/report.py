@@ -1,17 +1,20 @@
 """What the pipeline says at its end: stage times, accuracy, where the results are, what next."""
 
+import io
 import json
 from collections.abc import Sequence
 from typing import Any
 
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from imagen import storage
 from pipeline.run import Outcome
 from pipeline.stages import Stage
+from runtime.terminal import show
 
-METRICS = "metrics.json"
+METRICS, PREVIEW = "metrics.json", "preview.png"
 SHOWN = ("grid.png", "report.html")
 """Files among eval's outputs that a person wants to open."""
 
@@ -22,10 +25,19 @@ def summary(stages: Sequence[Stage], outcome: Outcome, out: str) -> None:
     if outcome.seconds:
         console.print(times(stages, outcome))
     outputs = stages[-1].state().outputs
+    if console.is_terminal:
+        picture(console, outputs)
     for line in results(outputs):
         console.print(line, markup=False)
     cascade = storage.join(out, "cascade")
     console.print(f'next: imagen sample "seven" --cascade {cascade} --out seven.png', markup=False)
+
+
+def picture(console: Console, outputs: Sequence[str]) -> None:
+    """Show the preview of the evaluation in the terminal."""
+    for path in outputs:
+        if storage.name(path) == PREVIEW:
+            console.print(show(Image.open(io.BytesIO(storage.get(path))), console.width))
 
 
 def times(stages: Sequence[Stage], outcome: Outcome) -> Table:
@@ -54,9 +66,13 @@ def results(outputs: Sequence[str]) -> list[str]:
 
 
 def accuracy(metrics: dict[str, Any]) -> list[str]:
-    """Return the line that tells the digit accuracy, none when it was not measured."""
+    """Return lines that tell the digit accuracy, none when it was not measured."""
     measured = metrics.get("digit_accuracy")
     if not measured:
         return []
     low, high = measured["interval"]
-    return [f"digit accuracy: {measured['value']:.1%} (95 % interval {low:.1%} to {high:.1%})"]
+    digits = "  ".join(f"{d} {each['value']:.0%}" for d, each in metrics["per_digit"].items())
+    return [
+        f"digit accuracy: {measured['value']:.1%} (95 % interval {low:.1%} to {high:.1%})",
+        f"per digit: {digits}",
+    ]

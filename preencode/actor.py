@@ -38,7 +38,7 @@ class EncodeActor:
 
     def _load(self) -> TextEncoder:
         if self._encoder is None:
-            self._encoder = load_encoder(self.job.text, self.job.device)
+            self._encoder = load_encoder(self.job.loaded, self.job.device)
             if self._encoder.fingerprint != self.job.fingerprint:
                 raise ConfigError(
                     f"text.encoder `{self.job.text.encoder}` is another one on this node "

@@ -46,17 +46,16 @@ def absolute(config: PreencodeConfig) -> PreencodeConfig:
         return os.path.abspath(storage.local(path)) if local else path.rstrip("/")
 
     data = replace(config.data, tars=full(config.data.tars))
-    text = config.text
-    if os.path.isdir(text.encoder):
-        text = replace(text, encoder=os.path.abspath(text.encoder))
-    return replace(config, out=full(config.out), data=data, text=text)
+    return replace(config, out=full(config.out), data=data)
 
 
 def make_job(config: PreencodeConfig, *, download: bool = True) -> Job:
     """Return what all shards have in common. Raises ConfigError when the encoder is not here."""
     fingerprint = encoder_fingerprint(config.text, download=download)
+    folder = os.path.abspath(config.text.encoder)
     return Job(
         text=config.text,
+        loaded=replace(config.text, encoder=folder) if os.path.isdir(folder) else config.text,
         fingerprint=fingerprint,
         index_dir=config.index,
         embedding_dir=storage.join(config.embeddings, fingerprint),
@@ -135,7 +134,7 @@ def _work(
         for outcome in outcomes:
             _record(result, outcome, events)
             if outcome.lost is None:
-                bar.advance(1, f"{sum(r.rows for r in result.reports):,} captions")
+                bar.advance(1, f"{sum(r.rows for r in result.reports):,} samples")
     if not _encoder_is_published(result.job) and not result.failed:
         error = cast("ImagenError | None", ray.get(start().publish_encoder.remote()))
         if error is not None:

@@ -25,6 +25,9 @@ class Job:
     """What all shards of a run have in common."""
 
     text: TextConfig
+    """As the config says it, which is what the other stages look for."""
+    loaded: TextConfig
+    """The same with an absolute path, because an actor may run in another folder."""
     fingerprint: str
     """Of the encoder."""
     index_dir: str

@@ -22,6 +22,7 @@ from imagen.errors import ImagenError, StorageError
 LIMIT_BUGS = 3
 LIMIT_DEATHS = 10
 ATTEMPTS = "attempts"
+_RESERVATION = "reservation"
 
 _PEER = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "socket timeout")
 
@@ -51,6 +52,14 @@ class Launch:
 
     def _put(self, name: str, record: dict[str, Any]) -> None:
         storage.put(storage.join(self.folder, name), json.dumps(record).encode())
+
+    def reserve(self, name: str) -> list[str]:
+        """Record under which name Ray keeps machines for us; return earlier names of this run."""
+        root = storage.join(self.run_dir, ATTEMPTS)
+        paths = [storage.join(root, launch, _RESERVATION) for launch in storage.listdir(root)]
+        earlier = [storage.get(path).decode() for path in paths if storage.exists(path)]
+        storage.put(storage.join(self.folder, _RESERVATION), name.encode())
+        return earlier
 
     def start(self, images_seen: int) -> int:
         """Record a start from `images_seen`; return its number. Only rank 0 calls this."""

@@ -26,6 +26,10 @@ TOKEN_MULTIPLE = 8
 """Text is padded to a multiple of this many tokens: few shapes, no effect on the result."""
 
 
+CACHE_BYTES = 64 * 2**20
+"""Decoded images that a process keeps: small data sets are decoded once, large ones as ever."""
+
+
 class Microbatch(NamedTuple):
     """One microbatch as it leaves a loader: small types, no padding."""
 
@@ -66,6 +70,8 @@ class Samples(Dataset):
         self, prepared: Prepared, embeddings: EmbeddingSet, order: Order, draws: Draws
     ) -> None:
         self.prepared, self.embeddings, self.order, self.draws = prepared, embeddings, order, draws
+        self._decoded: dict[tuple[int, int], tuple[np.ndarray, ...]] = {}
+        self._room = CACHE_BYTES
 
     def __getitems__(self, positions: Sequence[int]) -> Microbatch:
         """Return the samples at consecutive positions of one global batch."""
@@ -97,18 +103,27 @@ class Samples(Dataset):
         self, shards: list[int], rows: list[int]
     ) -> tuple[list[tuple[np.ndarray, ...]], dict[int, tuple[str, str]]]:
         """Return the pixels of each sample at each size, and (key, reason) of the bad ones."""
-        draws = self.draws
-        sizes = (draws.size,) if draws.previous_size is None else (draws.size, draws.previous_size)
+        sizes = tuple(s for s in (self.draws.size, self.draws.previous_size) if s is not None)
         images: list[tuple[np.ndarray, ...]] = []
         bad: dict[int, tuple[str, str]] = {}
         for i, (shard, row) in enumerate(zip(shards, rows, strict=True)):
-            encoded = self.prepared.image(shard, row)  # a tar that has changed is an error
             try:
-                images.append(decode(encoded, sizes, draws.channels))
-            except ShardError as err:
-                bad[i] = (self.prepared.key(shard, row), err.message)
-                images.append(tuple(np.zeros((draws.channels, s, s), np.uint8) for s in sizes))
+                images.append(self._decoded.get((shard, row)) or self._decode(shard, row, sizes))
+            except _UndecodableError as err:
+                bad[i] = (self.prepared.key(shard, row), str(err))
+                images.append(tuple(np.zeros((self.draws.channels, s, s), np.uint8) for s in sizes))
         return images, bad
+
+    def _decode(self, shard: int, row: int, sizes: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+        encoded = self.prepared.image(shard, row)  # raises when the tar has changed: no bad image
+        try:
+            planes = decode(encoded, sizes, self.draws.channels)
+        except ShardError as err:
+            raise _UndecodableError(err.message) from None
+        self._room -= sum(plane.nbytes for plane in planes)
+        if self._room >= 0:
+            self._decoded[shard, row] = planes
+        return planes
 
     def _normals(self, purpose: Purpose, positions: Sequence[int], size: int) -> torch.Tensor:
         """Return noise (b, c, size, size) float32."""
@@ -128,6 +143,10 @@ class Samples(Dataset):
             "aug_level": torch.from_numpy(level),
             "aug_eps": self._normals(Purpose.AUG_NOISE, positions, size),
         }
+
+
+class _UndecodableError(Exception):
+    """An image whose bytes are as they were indexed, and are no image."""
 
 
 def shares(global_batch: int, microbatch: int, rank: int, world_size: int) -> list[range]:

@@ -91,6 +91,8 @@ def _fit_once(job: Job, wants: dict[str, float]) -> Exception | None:
     """
     storage_path = _ray_folder(job)
     trainer = _trainer(job, wants, storage_path)
+    launch = Launch(job.run_dir, job.launch)
+    _release(launch.reserve(f"train-{trainer.train_run_context.run_id}"))
     failures: list[Exception] = []
 
     def call() -> None:
@@ -110,6 +112,19 @@ def _fit_once(job: Job, wants: dict[str, float]) -> Exception | None:
     finally:
         shutil.rmtree(storage_path, ignore_errors=True)
     return failures[0] if failures else None
+
+
+def _release(reservations: list[str]) -> None:
+    """Give back the machines that Ray still keeps for calls of ours that were killed.
+
+    It would do so after 180 seconds by itself. Ray 2.60 has no public way.
+    """
+    try:
+        keeper = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+    except ValueError:
+        return  # a new cluster: nobody keeps anything
+    for reservation in reservations:
+        ray.get(keeper.cancel_request.remote(reservation))
 
 
 def _ray_folder(job: Job) -> str:

@@ -241,6 +241,9 @@ class Keeper:
         """Say that the run is done, last of all."""
         if self.log is None:
             return
+        path = storage.join(self.job.run_dir, self._snapshot_name(), snapshot.MANIFEST)
+        if manifest.read_if_complete(path, snapshot.KIND) is None:  # somebody deleted it
+            self._snapshot()
         self.log.event("done", images_seen=self.trainer.images_seen)
         self.log.close()
         body = {

@@ -19,6 +19,7 @@ VERSION = 1
 """Part of a run's identity: a change of the pixels below makes old checkpoints unresumable."""
 
 _DRAFT = 4
+_ORIENTATION = 0x0112
 _MODES = {1: "L", 3: "RGB"}
 
 
@@ -44,7 +45,8 @@ def _open(data: bytes, largest: int) -> Image.Image:
     if image.format == "JPEG":
         image.draft(None, (_DRAFT * largest, _DRAFT * largest))
     image.load()
-    return ImageOps.exif_transpose(image)
+    # exif_transpose() copies the image also where there is nothing to turn
+    return ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
 
 
 def _square(image: Image.Image, channels: int) -> Image.Image:
@@ -58,7 +60,9 @@ def _square(image: Image.Image, channels: int) -> Image.Image:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side)).convert(_MODES[channels])
+    if image.size != (side, side):
+        image = image.crop((left, top, left + side, top + side))
+    return image if image.mode == _MODES[channels] else image.convert(_MODES[channels])
 
 
 def _planes(square: Image.Image, size: int) -> npt.NDArray[np.uint8]:

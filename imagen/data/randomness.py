@@ -102,8 +102,8 @@ def _box_muller(first: UInt32, second: UInt32) -> npt.NDArray[np.float32]:
 def uniforms(seed: int, purpose: int, positions: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Return one uniform in [0, 1) with 53 bits for each position, float64 (n,)."""
     first, second = _words(seed, purpose, positions, np.zeros(1, np.uint32))
-    bits = (first[:, 0] >> np.uint32(5)) * 2.0**26 + (second[:, 0] >> np.uint32(6))
-    return bits * 2.0**-53
+    high, low = (first[:, 0] >> np.uint32(5)).astype(np.float64), second[:, 0] >> np.uint32(6)
+    return (high * 2.0**26 + low).astype(np.float64) * 2.0**-53
 
 
 def strata(seed: int, step: int, global_batch: int) -> npt.NDArray[np.float64]:

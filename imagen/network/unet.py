@@ -174,7 +174,7 @@ class UNet(nn.Module):
         self.out_norm = group_norm(width)
         self.out = zero_init(nn.Conv2d(width, config.channels, 3, padding=1))
 
-    def forward(  # noqa: PLR0913 - the network's inputs, as an export lists them
+    def forward(
         self,
         x: torch.Tensor,
         time: torch.Tensor,

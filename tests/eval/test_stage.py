@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval import sampling, stage
+from eval import evaluation, sampling, stage
 from eval.inputs import gather
 from eval.prompts import items
 from imagen import cascade, storage
@@ -156,25 +156,37 @@ def test_newer_members_make_the_evaluation_stale_until_it_is_run_again(finished,
     assert stage.state(config).status == "stale"
 
 
-@pytest.mark.slow
-def test_a_damaged_eval_is_done_again_without_sampling_again(project, monkeypatch):
+def sample_here(project):
+    """Assemble and sample in this process, without Ray; return the evaluation's folder."""
+    found, text = gather(project), project.text
     fingerprint = cascade.assemble(
-        project.cascade,
-        gather(project).snapshots,
-        project.text,
-        encoder_fingerprint(project.text),
+        project.cascade, found.snapshots, text, encoder_fingerprint(text)
     )
-    folder = stage.folder_of(project, gather(project), fingerprint)
-    work = sampling.chunks(
-        f"{folder}/samples", items(project.eval), fingerprint, project.eval.options
-    )
+    folder = stage.folder_of(project, found, fingerprint)
     sampler = sampling.Sampler(project.cascade, project.eval.options)
-    for chunk in work:
+    for chunk in evaluation.chunks(project, folder, fingerprint):
         assert sampler.sample(chunk) == len(chunk.items)
+    return folder
+
+
+@pytest.mark.slow
+def test_everything_can_lie_on_an_object_store(tiny):
+    config, _ = make_project(tiny, "memory://bucket/eval-stage")
+    folder = sample_here(config)
+    found = stage.run(config)
+    assert found.status == "done"
+    assert f"{folder}/report.html" in found.outputs
+    assert all(storage.exists(path) for path in found.outputs)
+
+
+@pytest.mark.slow
+def test_a_damaged_eval_is_done_again_without_sampling_again(project):
+    folder = sample_here(project)
+    count = len(storage.listdir(f"{folder}/samples"))
     storage.put(f"{folder}/samples/other.safetensors", b"of another cascade")
     state = stage.run(project)
     assert state.status == "done"
-    assert len(storage.listdir(f"{folder}/samples")) == len(work)
+    assert len(storage.listdir(f"{folder}/samples")) == count
     storage.put(f"{folder}/metrics.json", b"{}")
     found = stage.state(project)
     assert (found.status, found.detail) == ("partial", "not finished: 20 of 20 images sampled")

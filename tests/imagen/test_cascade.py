@@ -163,3 +163,15 @@ def test_unknown_samplers_are_refused_with_the_known_ones():
         ConfigError, match="sampler 'euler' is unknown\n\nhint: samplers: ddim, dpm"
     ):
         SampleOptions(sampler="euler")
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path, fingerprint):
+    torch.manual_seed(0)
+    other = build(dataclasses.replace(NETWORK, widths=(8, 24))).state_dict()
+    provenance = {"images_seen": 1, "encoder_fingerprint": fingerprint}
+    snapshot.save(str(tmp_path / "base"), "base", MEMBERS["base"], other, provenance)
+    assemble(str(tmp_path / "cascade"), {"base": str(tmp_path / "base")}, TEXT, fingerprint)
+    with pytest.raises(
+        CheckpointError, match=r"do not fit the network(.|\n)*train the member again"
+    ):
+        Cascade.load(str(tmp_path / "cascade"))

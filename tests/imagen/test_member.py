@@ -3,7 +3,9 @@ import dataclasses
 import pytest
 import torch
 
+from imagen.diffusion.prediction import target
 from imagen.diffusion.samplers import uniform_times
+from imagen.diffusion.schedule import alpha_sigma, cosine_logsnr
 from imagen.errors import ConfigError
 from imagen.member import (
     DiffusionConfig,
@@ -61,10 +63,7 @@ class Perfect(torch.nn.Module):
         super().__init__()
         self.member, self.batch = member, batch
 
-    def forward(self, x, time, *rest):
-        from imagen.diffusion.prediction import target
-        from imagen.diffusion.schedule import alpha_sigma, cosine_logsnr
-
+    def forward(self, *_):
         alpha, sigma = (
             z[:, None, None, None].float() for z in alpha_sigma(cosine_logsnr(self.batch.t))
         )

@@ -1,5 +1,6 @@
 import json
 
+from PIL import Image
 from rich.console import Console
 
 from imagen import storage
@@ -8,7 +9,10 @@ from pipeline.run import Outcome
 from pipeline.stages import Stage
 from runtime.state import StageState
 
-METRICS = {"digit_accuracy": {"value": 0.955, "interval": [0.917, 0.976]}}
+METRICS = {
+    "digit_accuracy": {"value": 0.955, "interval": [0.917, 0.976]},
+    "per_digit": {"0": {"value": 1.0}, "1": {"value": 0.91}},
+}
 
 
 def stage(outputs=()):
@@ -24,9 +28,19 @@ def test_the_end_of_a_run_tells_times_accuracy_files_and_the_next_command(tmp_pa
     told = capsys.readouterr().out
     assert "1:15" in told
     assert "digit accuracy: 95.5% (95 % interval 91.7% to 97.6%)" in told
+    assert "per digit: 0 100%  1 91%" in told
     assert f"grid: {outputs[0]}" in told
     assert f"report: {outputs[2]}" in told
     assert told.endswith('imagen sample "seven" --cascade runs/digits/cascade --out seven.png\n')
+
+
+def test_a_terminal_is_shown_the_picture(tmp_path):
+    path = storage.join(str(tmp_path), "preview.png")
+    Image.new("L", (40, 20), 255).save(path)
+    console = Console(width=80, force_terminal=True, color_system="truecolor")
+    with console.capture() as shown:
+        report.picture(console, [path])
+    assert shown.get().count("▀") == 40 * 10
 
 
 def test_a_rerun_of_a_finished_line_shows_the_results_without_times(capsys):

@@ -56,12 +56,19 @@ def wait_for_checkpoint(process, out):
 
 
 def processes_of(pid):
-    """Return the process and all that descend from it."""
+    """Return the process and all that descend from it.
+
+    Left out: Ray's two agents, which see at once that their raylet is gone, but then try for
+    about a minute to tell the server that is gone too.
+    """
     found = [pid]
     for parent in found:
         listed = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True)
         found.extend(int(line) for line in listed.stdout.split())
-    return found
+    agents = subprocess.run(
+        ["pgrep", "-f", "^ray::(Dashboard|RuntimeEnv)Agent"], capture_output=True, text=True
+    ).stdout
+    return [pid for pid in found if str(pid) not in agents.split()]
 
 
 def wait_until_gone(pids, seconds):

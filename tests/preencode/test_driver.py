@@ -1,5 +1,7 @@
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from imagen.data.embeddings import EmbeddingSet
 from imagen.data.prepared import Prepared
+from imagen.data.tars import write_tar
 from imagen.errors import ConfigError, StorageError
+from imagen.text.encoder import load_encoder
 from preencode import driver, report, stage
 from runtime import log, state
 
@@ -51,13 +56,7 @@ def finish(process: subprocess.Popen) -> str:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory, cluster):
-    """Eight tars with enough captions that a kill lands in mid-run, and the result of a clean run."""
-    import io
-
-    from PIL import Image
-
-    from imagen.data.tars import write_tar
-
+    """Eight tars with captions enough that a kill lands in mid-run, and a clean run's result."""
     image = io.BytesIO()
     Image.new("L", (8, 8)).save(image, "png")
     folder = tmp_path_factory.mktemp("work")
@@ -72,7 +71,7 @@ def work(tmp_path_factory, cluster):
                     "txt": " ".join(f"w{w}" for w in draw.randint(0, 5000, 28)).encode(),
                 },
             )
-            for i in range(800)
+            for i in range(500)
         ]
         (folder / "tars" / f"{shard:05d}.tar").write_bytes(write_tar(samples))
     finish(start(cluster, folder / "clean", folder / "tars"))
@@ -83,8 +82,8 @@ def test_a_run_joins_every_sample_with_its_embedding(work, contents, encoder):
     out = work / "clean"
     data = Prepared.open(str(out / "index"))
     found = EmbeddingSet.find(str(out / "embeddings"), encoder.text, data)
-    assert sum(s.rows for s in data.shards) == 6400
-    for shard, row in [(0, 0), (3, 17), (7, 799)]:
+    assert sum(s.rows for s in data.shards) == 4000
+    for shard, row in [(0, 0), (3, 17), (7, 499)]:
         (wanted,) = encoder.encode([data.caption(shard, row)])
         np.testing.assert_allclose(found.tokens(shard, row), wanted, atol=4e-3)
     assert not [name for name in contents(out) if ".tmp-" in name]
@@ -150,27 +149,35 @@ def test_a_damaged_tar_fails_alone_and_the_rest_is_kept(config, tars, cluster, c
     assert stage.encode_state(c).status == "done"
 
 
-def test_a_changed_encoder_only_encodes_beside_the_old_embeddings(config, tars, cluster, tmp_path):
-    folder = tars(2, 10)
-    driver.run(config(f"data.tars={folder}"), cluster)
-    index = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "index").glob("0*")}
-    result = driver.run(config(f"data.tars={folder}", "text.max_tokens=4"), cluster)
-    assert [(r.indexed, r.encoded) for r in result.reports] == [(False, True)] * 2
-    assert {p: p.stat().st_mtime_ns for p in index} == index
+def test_a_changed_encoder_only_encodes_beside_the_old_embeddings(
+    config, work, cluster, contents, tmp_path
+):
+    shutil.copytree(work / "clean", tmp_path / "run")
+    before = {p: os.stat(tmp_path / "run" / p).st_mtime_ns for p in contents(tmp_path / "run")}
+    result = driver.run(config(f"data.tars={work}/tars", "text.max_tokens=4"), cluster)
+    assert [(r.indexed, r.encoded) for r in result.reports] == [(False, True)] * 8
+    del before["index/manifest.json"]  # written again, the same
+    assert {p: os.stat(tmp_path / "run" / p).st_mtime_ns for p in before} == before
     assert len(list((tmp_path / "run" / "embeddings").iterdir())) == 2
     told = "\n".join(report.summary_lines(result))
-    assert "cut             20 captions (100.00%), 60 tokens lost; consider" in told
+    assert "cut             4,000 captions (100.00%), 100,000 tokens lost; consider" in told
 
 
-def test_bad_samples_are_told_by_reason(config, tmp_path, sample, cluster):
-    from imagen.data.tars import write_tar
+def test_an_encoder_manifest_that_is_gone_comes_back(config, work, cluster, contents, tmp_path):
+    shutil.copytree(work / "clean", tmp_path / "run")
+    (gone,) = (tmp_path / "run" / "embeddings").glob("*/encoder.json")
+    gone.unlink()
+    assert driver.run(config(f"data.tars={work}/tars"), cluster).reports == []
+    assert contents(tmp_path / "run") == contents(work / "clean")
 
+
+def test_bad_samples_are_told_by_reason_and_urls_work(config, tmp_path, sample, cluster):
     parts = [sample(f"k{i}", f"caption {i}") for i in range(6)]
     parts += [sample("empty", ""), ("x", {"txt": b"no image"}), ("y", {"png": b"?", "txt": b"c"})]
     (tmp_path / "tars").mkdir()
     (tmp_path / "tars" / "a.tar").write_bytes(write_tar(parts))
-    result = driver.run(config(f"data.tars={tmp_path}/tars"), cluster)
-    told = "\n".join(report.summary_lines(result))
+    c = config(f"out=file://{tmp_path}/run", f"data.tars=file://{tmp_path}/tars")
+    told = "\n".join(report.summary_lines(driver.run(c, cluster)))
     assert "left out        1 bad_image" in told
     assert "left out        1 no_image" in told
     assert "empty           1 captions" in told
@@ -178,15 +185,34 @@ def test_bad_samples_are_told_by_reason(config, tmp_path, sample, cluster):
     assert {json.loads(line)["reason"] for line in lines} == {"bad_image", "no_image"}
 
 
-def test_a_project_on_an_object_store_style_url_needs_no_local_path(
-    config, cluster, tmp_path, tars
+@pytest.fixture
+def local_t5(tmp_path, monkeypatch):
+    """A small random ByT5 in the folder `models/t5` below the current one."""
+    import torch
+    import transformers
+
+    torch.manual_seed(1)
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4}
+    folder = tmp_path / "models" / "t5"
+    transformers.utils.logging.disable_progress_bar()
+    transformers.ByT5Tokenizer().save_pretrained(folder)
+    config = transformers.T5Config(vocab_size=384, **sizes)
+    transformers.T5EncoderModel(config).save_pretrained(folder)
+    monkeypatch.chdir(tmp_path)
+    return "models/t5"
+
+
+def test_an_encoder_in_a_relative_folder_works_and_is_found_by_its_name(
+    config, tars, local_t5, cluster, tmp_path
 ):
-    """`file://` goes through the same code as every URL that actors can reach."""
-    result = driver.run(
-        config(f"out=file://{tmp_path}/url", f"data.tars=file://{tars(1, 3)}"), cluster
-    )
-    assert not result.failed
-    assert (tmp_path / "url" / "index" / "manifest.json").exists()
+    folder = tars(1, 4)
+    widths = [f"members.{m}.network.text_dim=32" for m in ("base", "sr1")]
+    c = config(f"data.tars={folder}", f"text.encoder={local_t5}", *widths)
+    assert not driver.run(c, cluster).failed
+    data = Prepared.open(c.index)
+    found = EmbeddingSet.find(c.embeddings, c.text, data)
+    (wanted,) = load_encoder(c.text).encode([data.caption(0, 3)])
+    np.testing.assert_allclose(found.tokens(0, 3), wanted, atol=4e-3)
 
 
 def test_a_missing_encoder_file_on_the_cluster_stops_the_run(config, tars, cluster):

@@ -32,6 +32,7 @@ def job(encoder):
         folder = f"{out}/embeddings/{encoder.fingerprint}"
         return Job(
             text=encoder.text,
+            loaded=encoder.text,
             fingerprint=encoder.fingerprint,
             index_dir=f"{out}/index",
             embedding_dir=folder,

@@ -1,6 +1,7 @@
 """A small project on disk: real shards, index and embeddings, made without the preencode stage."""
 
 import io
+import types
 from pathlib import Path
 
 import numpy as np
@@ -103,18 +104,17 @@ def write_shard(folder: str, name: str, samples: list[tuple[str, bytes, str]]) -
     return body
 
 
-def write_data(folder: str, sizes: tuple[int, ...] = (40, 31, 25), bad: tuple[int, ...] = ()):
-    """Write shards of real digits; samples whose running number is in `bad` are no images."""
+def write_data(folder: str, sizes: tuple[int, ...] = (40, 31, 25)) -> None:
+    """Write shards of real digits."""
     scans, number, bodies = images(), 0, []
     for shard, size in enumerate(sizes):
         samples = []
         for _ in range(size):
             scan, digit = scans[number]
-            data = b"no image at all" if number in bad else png(scan)
-            samples.append((f"s{number:04d}", data, f"{caption(digit, 1)} {number}"))
+            samples.append((f"s{number:04d}", png(scan), f"{caption(digit, 1)} {number}"))
             number += 1
         bodies.append((f"{shard:05d}", samples))
-    published = [_publish(folder, name, samples) for name, samples in bodies]
+    published = [write_shard(folder, name, samples) for name, samples in bodies]
     prepared.publish(f"{folder}/index", published, 0.1)
     root = f"{folder}/embeddings/{'0' * 16}"
     embeddings.publish_encoder(root, TEXT, "0" * 16, np.zeros((1, DIM), np.float16))
@@ -122,10 +122,6 @@ def write_data(folder: str, sizes: tuple[int, ...] = (40, 31, 25), bad: tuple[in
         {**b, "captions": 1, "tokens": 1, "truncated": 0, "lost_tokens": 0} for b in published
     ]
     embeddings.publish_set(root, "0" * 16, fingerprint("data"), counts)
-
-
-def _publish(folder: str, name: str, samples: list[tuple[str, bytes, str]]) -> dict:
-    return write_shard(folder, name, samples)
 
 
 def make_config(folder: str, **train: object) -> TrainStageConfig:
@@ -144,8 +140,6 @@ def project(tmp_path: Path) -> str:
 @pytest.fixture(scope="session")
 def helpers():
     """What tests of this folder share: tests are no package, so they cannot import it."""
-    import types
-
     return types.SimpleNamespace(
         write_data=write_data, write_shard=write_shard, make_config=make_config, png=png, TREE=TREE
     )

@@ -119,3 +119,27 @@ def test_a_longer_run_goes_on_where_the_shorter_ended(helpers, project: str):
     ]
     assert starts == [0, 160]
     assert checkpoint.saved(str(run / "checkpoints"))[-1] == 200
+
+
+def test_a_deleted_snapshot_comes_back(helpers, project: str):
+    config = helpers.make_config(project)
+    run = train(config)
+    expected = weights(run)
+    shutil.rmtree(run / "snapshots" / "000000000160")
+    assert rundir.finished(str(run)) is None
+    train(config, launch="second")
+    assert rundir.finished(str(run)) is not None
+    assert weights(run) == expected
+
+
+def test_a_project_on_an_object_store_trains_the_same(helpers, tmp_path: Path):
+    ends = []
+    for folder in (str(tmp_path), f"memory://project{tmp_path}"):
+        helpers.write_data(folder)
+        config = helpers.make_config(folder)
+        run_rank(Job(config, "sr1", "one"), ALONE)
+        assert rundir.finished(config.run_dir("sr1")) is not None
+        newest = snapshot.newest(f"{config.run_dir('sr1')}/snapshots")
+        assert newest is not None
+        ends.append(snapshot.load(newest).state_dict)
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])

@@ -1,4 +1,4 @@
-"""For Gaussian data the optimal denoiser is known, so samplers are checked against exact answers."""
+"""The optimal denoiser of Gaussian data is known: samplers are checked against exact answers."""
 
 import pytest
 import torch

@@ -1,20 +1,16 @@
-"""What a run tells while it runs: log.jsonl for programs, TensorBoard events for people.
+"""What a run tells while it runs: log.jsonl for programs, TensorBoard events for people."""
 
-The event file is written by hand (TFRecord frames around a few protobuf fields), because importing
-tensorboard costs every worker start a second that an elastic run pays again and again.
-"""
-
-import os
-import socket
-import struct
 import time
 from typing import Any
 
-import google_crc32c
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from imagen import storage
 from runtime.log import JsonLog
 
+EVENTS: Any = event_pb2  # generated: type checkers cannot see the classes
+SUMMARIES: Any = summary_pb2
 LOG = "log.jsonl"
 TENSORBOARD = "tensorboard"
 SCALARS = ("loss", "grad_norm", "lr", "images_per_s", "world_size", "bad_samples", "skipped_steps")
@@ -50,55 +46,29 @@ class RunLog:
 
 
 class EventFile:
-    """A TensorBoard event file (tensorflow/core/util/event.proto) of scalars."""
+    """TensorBoard's own event writer, fed with scalars; its summary API would import far more."""
 
     def __init__(self, folder: str) -> None:
-        os.makedirs(folder, exist_ok=True)
-        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        self._file = open(os.path.join(folder, name), "xb")  # noqa: SIM115 - closed by close()
-        self._write(_bytes(3, b"brain.Event:2"))
+        self._writer = EventFileWriter(folder)
 
     def restart(self, step: int) -> None:
         """Tell readers that what other files say after `step` was trained again."""
-        # SessionLog.status START: drops what is at this step or later
-        self._write(_varint(2, step + 1) + _bytes(7, _varint(1, 1)))
+        log = EVENTS.SessionLog(status=EVENTS.SessionLog.START)
+        # START drops what is at this step or later
+        self._add(EVENTS.Event(step=step + 1, session_log=log))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Append one value of each curve."""
-        summary = b"".join(
-            _bytes(1, _bytes(1, name.encode()) + b"\x15" + struct.pack("<f", value))
-            for name, value in values.items()
+        summary = SUMMARIES.Summary(
+            value=[SUMMARIES.Summary.Value(tag=t, simple_value=v) for t, v in values.items()]
         )
-        self._write(_varint(2, step) + _bytes(5, summary))
+        self._add(EVENTS.Event(step=step, summary=summary))
 
-    def _write(self, fields: bytes) -> None:
-        event = b"\x09" + struct.pack("<d", time.time()) + fields
-        length = struct.pack("<Q", len(event))
-        self._file.write(length + _masked_crc(length) + event + _masked_crc(event))
-        self._file.flush()
+    def _add(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self._writer.add_event(event)
+        self._writer.flush()  # a killed run keeps what it has told
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
-
-
-def _masked_crc(data: bytes) -> bytes:
-    """Return the CRC-32C as TFRecord masks it (tensorflow/core/lib/hash/crc32c.h)."""
-    crc = google_crc32c.value(data)
-    return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
-
-
-def _number(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
-
-
-def _varint(field: int, value: int) -> bytes:
-    return _number(field << 3) + _number(value)
-
-
-def _bytes(field: int, value: bytes) -> bytes:
-    return _number(field << 3 | 2) + _number(len(value)) + value
+        self._writer.close()

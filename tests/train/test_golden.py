@@ -5,6 +5,8 @@ A change that is meant to leave the numbers alone leaves the file alone. To chan
 """
 
 import os
+import platform
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,11 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "loss_tiny.txt"
 
 
 def machine() -> str:
-    return f"torch {torch.__version__} {torch.backends.cpu.get_cpu_capability()}"
+    """What the last bits depend on: kernels and block sizes are chosen by the processor."""
+    about = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    model = re.search(r"model name\s*:\s*(.*)", about)
+    processor = model[1] if model else platform.processor()
+    return f"torch {torch.__version__} {torch.backends.cpu.get_cpu_capability()} {processor}"
 
 
 def curve(helpers, project: str, member: str) -> list[float]:

@@ -65,7 +65,7 @@ def evaluate(evaluation: Evaluation, prepared: Prepared, address: str | None) ->
     work = chunks(config, folder, evaluation.cascade)
     with evaluation.timed("sample"):
         _sample(evaluation, work, address)
-    sampled = score.Sampled(prompts.items(config.eval), sampling.read(work))
+    sampled = score.Sampled(prompts.items(config.eval), sampling.read(work, config.members))
     body, findings = _measure(evaluation, sampled, real, prepared)
     grid = picture.png(report.grid(sampled, config.eval.grid))
     files = {

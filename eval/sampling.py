@@ -5,7 +5,7 @@ through the driver while others sample, and a killed evaluation continues where 
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -102,13 +102,14 @@ def sample_missing(
             running[worker.sample.remote(waiting.popleft())] = worker
 
 
-def read(work: Sequence[Chunk]) -> dict[str, list[np.ndarray]]:
+def read(work: Sequence[Chunk], members: Iterable[str]) -> dict[str, list[np.ndarray]]:
     """Return all images of each member in the order of the items, uint8 (h, w, c)."""
-    members: dict[str, list[np.ndarray]] = {}
+    images: dict[str, list[np.ndarray]] = {name: [] for name in members}
     for chunk in work:
-        for name, images in safetensors.numpy.load(storage.get(chunk.path)).items():
-            members.setdefault(name, []).extend(images.transpose(0, 2, 3, 1))
-    return members
+        arrays = safetensors.numpy.load(storage.get(chunk.path))  # keys come in any order
+        for name, sampled in images.items():
+            sampled.extend(arrays[name].transpose(0, 2, 3, 1))
+    return images
 
 
 def sweep(work: Sequence[Chunk]) -> None:

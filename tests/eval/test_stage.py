@@ -93,7 +93,7 @@ def test_samples_of_the_actors_are_those_of_the_library(finished):
         stage._assembled(config),
         config.eval.options,
     )
-    images = sampling.read(work)
+    images = sampling.read(work, config.members)
     item = items(config.eval)[37]
     loaded = cascade.Cascade.load(config.cascade)
     alone = loaded.sample([item.prompt], [item.seed], config.eval.options)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -78,9 +80,10 @@ def wait_until_gone(pids, seconds):
         time.sleep(0.5)
 
 
-def test_the_line_survives_kill_9_in_training_and_does_nothing_twice(tmp_path):
-    out = str(tmp_path / "run")
-
+@pytest.fixture(scope="module")
+def line(tmp_path_factory):
+    """A line that was killed in training and run again: (out, stdout and stderr of the rerun)."""
+    out = str(tmp_path_factory.mktemp("line") / "run")
     first = pipeline("run", out)
     wait_for_checkpoint(first, out)
     everybody = processes_of(first.pid)
@@ -90,10 +93,14 @@ def test_the_line_survives_kill_9_in_training_and_does_nothing_twice(tmp_path):
     wait_until_gone(everybody, 60.0)
     assert [statuses(out)[stage] for stage in STAGES[:2]] == ["done", "done"]
     assert statuses(out)["train base"] == "partial"
-
     second = pipeline("run", out)
     result, told = second.communicate(timeout=600)
     assert second.returncode == 0, told
+    return out, result, told
+
+
+def test_the_line_survives_kill_9_in_training(line):
+    out, result, told = line
     assert "import: done already" in told
     assert "digit accuracy: " in result
     assert f'imagen sample "seven" --cascade {out}/cascade' in result
@@ -101,9 +108,41 @@ def test_the_line_survives_kill_9_in_training_and_does_nothing_twice(tmp_path):
     starts = [e for e in log.read(f"{out}/base/log.jsonl") if e.get("event") == "start"]
     assert starts[0]["images_seen"] == 0 < starts[-1]["images_seen"]
 
-    third = pipeline("run", out)
+
+def test_a_finished_line_does_nothing_twice(line):
+    third = pipeline("run", line[0])
     result, told = third.communicate(timeout=120)
     assert third.returncode == 0, told
     assert [line.split(":")[0] for line in told.splitlines()] == STAGES
     assert told.count("done already") == 5  # and no line about a Ray that was started
     assert "digit accuracy: " in result
+
+
+def readme_commands():
+    """The README's shell commands that use the library or a stage."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith(("imagen ", "python -m "))]
+
+
+def test_every_command_of_the_readme_runs(line, tmp_path):
+    out, _, _ = line
+    commands = readme_commands()
+    assert len(commands) > 8
+    for command in commands:
+        words = shlex.split(command.replace("runs/digits", out))
+        if words[0] == "imagen":
+            words = [sys.executable, "-m", "imagen.cli", *words[1:]]
+        else:
+            words = [sys.executable, *words[1:], f"out={out}", *SMALL]
+            words = [word.replace("pipeline/configs", f"{ROOT}/pipeline/configs") for word in words]
+        run = subprocess.run(
+            words, cwd=tmp_path, env=in_any_folder(), capture_output=True, text=True, timeout=300
+        )
+        assert run.returncode == 0, f"{command}\n{run.stderr}"
+    assert {"seven.png", "seven.json", "grid.png", "grid.json"} <= set(os.listdir(tmp_path))
+
+
+def in_any_folder():
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    return environment | {"PYTHONPATH": str(ROOT)}

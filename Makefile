@@ -10,7 +10,7 @@ CONFIG := pipeline/configs/digits.yaml
 help: ## show this
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
 
-demo: $(INSTALLED) ## real digits to pictures that follow the text: the whole line, with status at the end
+demo: $(INSTALLED) ## real digits to pictures that follow the text: the whole line, picture at the end
 	$(BIN)/python -m pipeline run $(CONFIG)
 
 test: $(INSTALLED) ## all tests, those with a local Ray included; prints the times of the slowest

@@ -7,6 +7,7 @@ from eval.config import EvalConfig
 from eval.prompts import items
 from imagen import manifest, snapshot, storage
 from imagen.config import to_tree
+from imagen.data.prepared import Prepared
 from imagen.errors import CheckpointError
 
 
@@ -57,6 +58,21 @@ def _check_agreement(bodies: dict[str, dict[str, Any]]) -> None:
             raise CheckpointError(
                 f"the members were trained with different values of {key}: {told}",
                 "train the older one again",
+            )
+
+
+def check_data(inputs: Inputs, prepared: Prepared) -> None:
+    """Raise CheckpointError unless the members were trained on this data set, split as it is now.
+
+    With another split, images that count as held out could have been trained on.
+    """
+    for name, body in inputs.bodies.items():
+        trained_on = body["provenance"].get("data_fingerprint")
+        if trained_on != prepared.fingerprint:
+            raise CheckpointError(
+                f"member {name} was trained on data {trained_on}, the prepared data set is "
+                f"{prepared.fingerprint}",
+                "prepare the data as it was (same tars, same data.heldout), or train again",
             )
 
 

@@ -43,8 +43,9 @@ def load(prepared: Prepared, split: Split, size: int, channels: int) -> Referenc
         chosen = [where[i] for i in np.linspace(0, len(where) - 1, most).astype(int)]
     reference = Reference([], [], [], len(where))
     for shard, row in chosen:
+        encoded = prepared.image(shard, row)  # a tar that has changed is an error
         try:
-            (planes,) = decode(prepared.image(shard, row), (size,), channels)
+            (planes,) = decode(encoded, (size,), channels)
         except ShardError as err:
             reference.unreadable[err.message] += 1
             continue

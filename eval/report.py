@@ -169,13 +169,13 @@ def _memorisation(metrics: dict[str, Any], findings: Findings) -> str:
         if body[key]["n"]
     ]
     told = ""
-    if "nearer_than_percentile" in body:
-        near = body["nearer_than_percentile"]
+    if "nearer_than_heldout" in body:
+        near = body["nearer_than_heldout"]
         told = (
-            f"<p>{percent(near['value'])} of the samples ({_interval(near)}) are nearer to a "
-            "training image than 99 % of the held-out images are; about 1 % would be expected of "
-            f"new pictures. The samples have {body['distinct_nearest']} different nearest "
-            "training images.</p>"
+            f"<p>In {percent(near['value'])} of all pairs ({_interval(near)}) a sample is nearer "
+            "to the training images than a held-out real image is: 50 % for new pictures of the "
+            f"same world, 100 % for copies. The samples have {body['distinct_nearest']} different "
+            "nearest training images.</p>"
         )
     return (
         f"<h2>Drawing or copying?</h2><p>Distance to the nearest training image: "
@@ -218,7 +218,9 @@ def _training(config: EvalConfig) -> str:
     for member in config.members:
         events = _events(config, member)
         # a resumed run logs some images again: the last word counts
-        losses = {e["images_seen"]: e["loss"] for e in events if "images_seen" in e and "loss" in e}
+        losses = {
+            e["images_seen"]: e["loss"] for e in events if e.get("loss") is not None
+        }  # null: not finite, or no image of the interval could be read
         if not losses:
             parts.append(f"<h3>{escape(member)}</h3><p>It has no log of losses.</p>")
             continue

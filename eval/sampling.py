@@ -66,6 +66,10 @@ class Sampler:
         torch.set_num_threads(1)  # one actor a core; and sums in one order
         return Cascade.load(self.folder, "cuda" if torch.cuda.is_available() else "cpu")
 
+    def ready(self) -> int:
+        """Return 0 images: the actor has started."""
+        return 0
+
     def sample(self, chunk: Chunk) -> int:
         """Sample and publish a chunk; return how many images it has."""
         prompts = [item.prompt for item in chunk.items]
@@ -85,19 +89,21 @@ def sample_missing(
     """
     import ray
 
-    waiting = deque(work)
+    waiting, left = deque(work), len(work)
     cluster = ray.cluster_resources()
     gpus = int(cluster.get("GPU", 0))
     takes: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": 1}
     count = max(1, min(len(work), gpus or int(cluster.get("CPU", 1))))
     actor: Any = ray.remote(**takes, max_restarts=RESTARTS, max_task_retries=RESTARTS)(Sampler)
-    running: dict[Any, Any] = {}
-    for worker in [actor.remote(cascade, options) for _ in range(count)]:
-        running[worker.sample.remote(waiting.popleft())] = worker
-    while running:
+    workers = [actor.remote(cascade, options) for _ in range(count)]
+    # work goes to those that are there: one for which there is no core keeps nothing waiting
+    running = {worker.ready.remote(): worker for worker in workers}
+    while left:
         finished, _ = ray.wait(list(running), num_returns=1)
         worker = running.pop(finished[0])
-        done(ray.get(finished[0]))
+        images = ray.get(finished[0])
+        left -= images > 0
+        done(images)
         if waiting:
             running[worker.sample.remote(waiting.popleft())] = worker
 

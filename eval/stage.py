@@ -2,7 +2,7 @@
 
 ```
 <out>/cascade/                                     the newest members, ready for `imagen sample`
-<out>/eval/<images seen, 12 digits>-<cascade>/
+<out>/eval/<images seen, 12 digits>-<fingerprint>/ one for each cascade and `eval` section
     samples/<chunk>.safetensors                    every image, uint8, by member
     grid.png, metrics.json, report.html, config.yaml
     preview.png                                    a mosaic for small places: terminals, READMEs
@@ -15,18 +15,19 @@ from typing import Any
 from eval import evaluation, prompts
 from eval.config import EvalConfig
 from eval.evaluation import CONFIG, GRID, KIND, MANIFEST, METRICS, PREVIEW, REPORT
-from eval.inputs import Inputs, gather
+from eval.inputs import Inputs, check_data, gather
 from imagen import cascade, manifest, storage
 from imagen.data.prepared import Prepared
 from imagen.errors import ImagenError
+from imagen.project import absolute
 from imagen.text.encoder import encoder_fingerprint
 from runtime.state import StageState, is_locked, lock
 
 
-def folder_of(config: EvalConfig, inputs: Inputs, fingerprint: str) -> str:
-    """Return where the evaluation of a cascade goes."""
+def folder_of(config: EvalConfig, inputs: Inputs) -> str:
+    """Return where an evaluation goes: of these members, by this `eval` section."""
     last = list(inputs.images_seen.values())[-1]
-    return storage.join(config.evals, f"{last:012d}-{fingerprint[:8]}")
+    return storage.join(config.evals, f"{last:012d}-{inputs.fingerprint[:8]}")
 
 
 def state(config: EvalConfig) -> StageState:
@@ -71,7 +72,7 @@ def _sampled(config: EvalConfig, inputs: Inputs) -> int | None:
     fingerprint = _assembled(config)
     if fingerprint is None:
         return None
-    folder = folder_of(config, inputs, fingerprint)
+    folder = folder_of(config, inputs)
     if manifest.read_if_complete(storage.join(folder, MANIFEST), KIND) is not None:
         return None  # finished, by another `eval` section
     work = evaluation.chunks(config, folder, fingerprint)
@@ -103,14 +104,16 @@ def run(config: EvalConfig, address: str | None = None) -> StageState:
 
     Raises CheckpointError, ShardError or ConfigError before anything is sampled.
     """
+    config = absolute(config)
     inputs = gather(config)
     prepared = Prepared.open(config.index)
+    check_data(inputs, prepared)
     with lock(config.evals):
         fingerprint = cascade.assemble(
             config.cascade, inputs.snapshots, config.text, encoder_fingerprint(config.text)
         )
         if _finished(config, inputs) is None:
-            folder = folder_of(config, inputs, fingerprint)
+            folder = folder_of(config, inputs)
             todo = evaluation.Evaluation(config, inputs, fingerprint, folder)
             evaluation.evaluate(todo, prepared, address)
     return state(config)

@@ -8,6 +8,8 @@ Same seed, same picture: each image has its own seed and its own counter-based n
 does not depend on what else is in the batch.
 """
 
+import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +31,7 @@ from imagen.text.config import TextConfig
 from imagen.text.encoder import TextEncoder, load_encoder
 
 MANIFEST = "cascade.json"
+MEMBER_FOLDER = re.compile(r"(base|sr\d+)-[0-9a-f]{16}")
 OnStep = Callable[[str, int, int], None]
 
 
@@ -54,6 +57,8 @@ class SampleOptions:
             raise ConfigError(
                 f"sampler {self.sampler!r} is unknown", f"samplers: {', '.join(SAMPLERS)}"
             )
+        if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
+            raise ConfigError(f"guidance_scale {self.guidance_scale} is not a finite number")
         if self.steps is not None and self.steps < 1:
             raise ConfigError(f"steps {self.steps} is less than 1")
 
@@ -80,12 +85,30 @@ def assemble(
         copies[name] = source
     body = {"members": members, "text": to_tree(text), "encoder_fingerprint": encoder_fingerprint}
     fingerprint = manifest.fingerprint(body)
-    if _fingerprint_of(folder) == fingerprint:
+    folders = {name: storage.join(folder, entry["folder"]) for name, entry in members.items()}
+    if _fingerprint_of(folder) == fingerprint and all(map(_is_whole, folders.values())):
         return fingerprint
     for name, source in copies.items():
-        _copy_snapshot(source, storage.join(folder, members[name]["folder"]), members[name])
+        _copy_snapshot(source, folders[name], members[name])
     manifest.write(storage.join(folder, MANIFEST), "cascade", {"fingerprint": fingerprint, **body})
+    _delete_others(folder, {entry["folder"] for entry in members.values()})
     return fingerprint
+
+
+def _is_whole(member_folder: str) -> bool:
+    path = storage.join(member_folder, snapshot.MANIFEST)
+    return manifest.read_if_complete(path, snapshot.KIND) is not None
+
+
+def _delete_others(folder: str, listed: set[str]) -> None:
+    """Delete the members that an earlier manifest listed, each with its manifest first."""
+    for name in storage.listdir(folder):
+        if name in listed or not MEMBER_FOLDER.fullmatch(name):
+            continue
+        storage.delete(storage.join(folder, name, snapshot.MANIFEST))
+        for file in storage.listdir(storage.join(folder, name)):
+            storage.delete(storage.join(folder, name, file))
+        storage.delete_folder(storage.join(folder, name))
 
 
 def _fingerprint_of(folder: str) -> str | None:

@@ -61,15 +61,6 @@ def read_if_complete(path: str, kind: str) -> dict[str, Any] | None:
     return body
 
 
-def verify_files(path: str, body: Mapping[str, Any], error: type[ImagenError] = ShardError) -> None:
-    """Raise `error` naming the first file of a manifest that is missing or has other bytes."""
-    folder = path.rpartition("/")[0]
-    for name, entry in body["files"].items():
-        check_file(
-            storage.join(folder, name), storage.get(storage.join(folder, name)), entry, error
-        )
-
-
 def check_file(
     path: str, data: bytes, entry: Mapping[str, Any], error: type[ImagenError] = ShardError
 ) -> bytes:

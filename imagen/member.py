@@ -6,6 +6,7 @@ upsampling (Imagen, arXiv:2205.11487, Sec. 2.4 and its
 pseudo-code).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -51,6 +52,8 @@ class SamplingConfig:
             raise ConfigError(f"sampler {self.sampler!r} is none of {', '.join(SAMPLERS)}")
         if self.steps < 1:
             raise ConfigError(f"steps {self.steps} is less than 1")
+        if not math.isfinite(self.guidance_scale):
+            raise ConfigError(f"guidance_scale {self.guidance_scale} is not a finite number")
         if not 0 < self.threshold_percentile <= 1:
             raise ConfigError(f"threshold_percentile {self.threshold_percentile} is not in (0, 1]")
         if not 0 <= self.aug_level <= 1:

@@ -6,12 +6,14 @@
 <out>/embeddings/<fp>/      embedding shards of the encoder with fingerprint <fp>
 <out>/<member>/             run directory of one U-Net: config, log, checkpoints, snapshots
 <out>/cascade/              the newest assembled cascade: what `imagen sample --cascade` takes
-<out>/eval/<images>/        grid.png, metrics.json, report.html
+<out>/eval/<images>-<fp>/   grid.png, metrics.json, report.html
 <out>/logs/                 output of stages that ran side by side
 ```
 """
 
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from imagen import storage
 from imagen.errors import ConfigError
@@ -89,6 +91,20 @@ class ProjectConfig:
         names = list(self.members)
         at = names.index(member)
         return self.members[names[at - 1]].size if at else None
+
+
+P = TypeVar("P", bound=ProjectConfig)
+
+
+def absolute(config: P) -> P:
+    """Return a config whose local paths mean the same in any process's folder."""
+
+    def full(path: str) -> str:
+        local = path and storage.is_local(path)
+        return os.path.abspath(storage.local(path)) if local else path.rstrip("/")
+
+    data = replace(config.data, tars=full(config.data.tars))
+    return replace(config, out=full(config.out), data=data)
 
 
 def check_chain(members: dict[str, MemberConfig], text: TextConfig) -> None:

@@ -17,6 +17,7 @@ from runtime import cli
 INTERRUPT_S = 20.0
 """How long an interrupted stage may take to end by itself."""
 TAIL_LINES = 15
+ALWAYS = {"PYTHONUNBUFFERED": "1"}  # in a file, errors stand after what was printed before them
 
 
 class Child:
@@ -31,7 +32,7 @@ class Child:
             output = files.enter_context(open(log, "wb")) if log else None
             self.process = subprocess.Popen(
                 [sys.executable, *stage.arguments],
-                env={**os.environ, **environment, cli.PARENT: str(os.getpid())},
+                env={**os.environ, **ALWAYS, **environment, cli.PARENT: str(os.getpid())},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT if output else None,
@@ -57,7 +58,7 @@ def stop(running: Sequence[Child]) -> None:
     """Interrupt what still runs and, after `INTERRUPT_S`, kill it."""
     for child in running:
         if child.poll() is None:
-            child.process.send_signal(signal.SIGINT)  # what Ray Train ends a run in order on
+            child.process.send_signal(signal.SIGINT)  # a stage ends in order on it
     deadline = time.monotonic() + INTERRUPT_S
     for child in running:
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -5,6 +5,7 @@ import sys
 
 from imagen.config import dump_yaml, load_config
 from imagen.errors import ConfigError
+from imagen.project import absolute
 from preencode.config import PreencodeConfig
 from runtime.cli import main, stage_parser
 
@@ -70,7 +71,7 @@ def run_encode(args: argparse.Namespace) -> int:
 
 def run_import(args: argparse.Namespace) -> int:
     """Import a source; return the exit status."""
-    from preencode import driver, importing, report
+    from preencode import importing, report
     from runtime import state
 
     config = load_config(PreencodeConfig, args.config, args.overrides)
@@ -81,7 +82,7 @@ def run_import(args: argparse.Namespace) -> int:
             f"the command says {args.source!r}",
             f"add `source: {{name: {args.source}, shards: 8}}` to the config",
         )
-    config = driver.absolute(config)
+    config = absolute(config)
     if args.dry_run:
         print(dump_yaml(config))
         there = importing.done(config) is not None

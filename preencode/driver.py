@@ -11,6 +11,7 @@ from imagen import manifest, storage
 from imagen.data import embeddings, prepared
 from imagen.data.tars import Tar
 from imagen.errors import ConfigError, ImagenError
+from imagen.project import absolute
 from imagen.text.encoder import encoder_fingerprint
 from preencode import importing, shard
 from preencode.config import PreencodeConfig
@@ -36,17 +37,6 @@ class Result:
     """Manifest of the data set, once all shards are there."""
     embedded: dict | None = None
     """Manifest of the embeddings, once all shards are there."""
-
-
-def absolute(config: PreencodeConfig) -> PreencodeConfig:
-    """Return `config` with absolute local paths: actors may run in another folder."""
-
-    def full(path: str) -> str:
-        local = path and storage.is_local(path)
-        return os.path.abspath(storage.local(path)) if local else path.rstrip("/")
-
-    data = replace(config.data, tars=full(config.data.tars))
-    return replace(config, out=full(config.out), data=data)
 
 
 def make_job(config: PreencodeConfig, *, download: bool = True) -> Job:

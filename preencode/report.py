@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 from imagen import storage
 from imagen.data import index, tars
 from imagen.errors import ConfigError, ShardError
+from imagen.project import absolute
 from preencode import importing, shard
 from preencode.config import PreencodeConfig
-from preencode.driver import Result, absolute, make_job, work_left
+from preencode.driver import Result, make_job, work_left
 from preencode.shard import Job, Shard
 
 TOKENS_PER_WORD = 1.3

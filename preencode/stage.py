@@ -4,9 +4,10 @@ from imagen import storage
 from imagen.data.embeddings import EmbeddingSet
 from imagen.data.prepared import Prepared
 from imagen.errors import ConfigError, ImagenError
+from imagen.project import absolute
 from preencode import importing
 from preencode.config import PreencodeConfig
-from preencode.driver import absolute, make_job, work_left
+from preencode.driver import make_job, work_left
 from runtime.state import StageState, Status, is_locked
 
 

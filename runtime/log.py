@@ -1,6 +1,7 @@
 """Append-only logs of events: one JSON object a line."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -35,8 +36,9 @@ class JsonLog:
                 self._local.write(b"\n")  # close the line that a killed writer left torn
 
     def write(self, **fields: Any) -> None:
-        """Append one event: `{"time": seconds since 1970, **fields}`."""
-        line = json.dumps({"time": round(time.time(), 3), **fields}).encode() + b"\n"
+        """Append one event: `{"time": seconds since 1970, **fields}`; NaN and infinity as null."""
+        event = {"time": round(time.time(), 3), **{k: _finite(v) for k, v in fields.items()}}
+        line = json.dumps(event, allow_nan=False).encode() + b"\n"
         if self._local is not None:
             self._local.write(line)
             self._local.flush()
@@ -62,6 +64,11 @@ class JsonLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _finite(value: Any) -> Any:
+    """Return None for a number that JSON does not know."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read(path: str) -> list[dict[str, Any]]:

@@ -97,7 +97,7 @@ def _show(shown: Bar, events: Sequence[Mapping[str, Any]], total: int) -> None:
 def describe(event: Mapping[str, Any], total: int) -> str:
     """Return `loss 0.1234  456 images/s  0:07:12 left` of a training event, with what it has."""
     parts = []
-    if "loss" in event:
+    if event.get("loss") is not None:
         parts.append(f"loss {event['loss']:.4f}")
     if event.get("images_per_s"):
         left_s = max(0, total - event["images_seen"]) / event["images_per_s"]

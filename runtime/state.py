@@ -36,7 +36,8 @@ class StageState:
 def lock(folder: str) -> Iterator[None]:
     """Hold a folder for this process; the kernel lets go when the process ends, however it ends.
 
-    A remote folder has no lock: there, manifests written last and only if absent keep order.
+    A remote folder has no lock: two runs there do the same work, whose files are the same or have
+    names of their own, and the last manifest wins.
     Raises StorageError naming the process that holds the folder.
     """
     if not storage.is_local(folder):
@@ -65,9 +66,9 @@ def _acquire(handle: int, folder: str) -> None:
         time.sleep(0.02)
 
 
-def _try(handle: int) -> bool:
+def _try(handle: int, kind: int = fcntl.LOCK_EX) -> bool:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -80,6 +81,7 @@ def is_locked(folder: str) -> int | None:
         return None
     handle = os.open(path, os.O_RDONLY)
     try:
-        return None if _try(handle) else int(os.pread(handle, 32, 0) or b"0")
+        # shared: those who only look never take each other for the holder
+        return None if _try(handle, fcntl.LOCK_SH) else int(os.pread(handle, 32, 0) or b"0")
     finally:
         os.close(handle)

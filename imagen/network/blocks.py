@@ -11,9 +11,14 @@ from torch.nn import functional
 MASKED = -1e4
 
 
+def num_groups(width: int) -> int:
+    """Return the groups of a norm: at least 4 channels in each, at most 32 groups."""
+    return max(1, min(32, width // 4))
+
+
 def group_norm(width: int) -> nn.GroupNorm:
-    """Return a GroupNorm with groups of at least 4 channels, at most 32 groups."""
-    return nn.GroupNorm(max(1, min(32, width // 4)), width)
+    """Return the GroupNorm of a width."""
+    return nn.GroupNorm(num_groups(width), width)
 
 
 def zero_init(module: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:

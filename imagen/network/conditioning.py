@@ -40,12 +40,17 @@ class TextTokens(nn.Module):
         return torch.cat([null, tokens], dim=1), bias
 
 
+def pool_heads(cond_dim: int) -> int:
+    """Return the heads of the pooling attention, of about 64 channels each."""
+    return max(1, cond_dim // 64)
+
+
 class AttentionPool(nn.Module):
     """Pool a token sequence into one vector with a learned query."""
 
     def __init__(self, cond_dim: int) -> None:
         super().__init__()
-        self.heads = max(1, cond_dim // 64)
+        self.heads = pool_heads(cond_dim)
         self.norm = nn.LayerNorm(cond_dim)
         self.query = nn.Parameter(torch.randn(1, 1, cond_dim))
         self.kv = nn.Linear(cond_dim, 2 * cond_dim)

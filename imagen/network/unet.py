@@ -21,9 +21,10 @@ from imagen.network.blocks import (
     SelfAttention,
     Upsample,
     group_norm,
+    num_groups,
     zero_init,
 )
-from imagen.network.conditioning import Conditioning
+from imagen.network.conditioning import Conditioning, pool_heads
 
 SKIP_SCALE = 2**-0.5
 
@@ -61,15 +62,33 @@ class UNetConfig:
                     f"{key} has {len(getattr(self, key))} entries, widths has {levels}",
                     "give one entry for each level",
                 )
-        if not levels or min(self.blocks) < 1 or min(self.widths) < 4:
-            raise ConfigError("a U-Net needs a level, a block in each and widths of at least 4")
-        for width, *attends in zip(
-            self.widths, self.self_attention, self.cross_attention, strict=True
-        ):
-            if any(attends) and width % self.head_dim:
-                raise ConfigError(f"width {width} is no multiple of head_dim {self.head_dim}")
-            if width % max(1, min(32, width // 4)):
-                raise ConfigError(f"width {width} cannot be cut into groups of equal size")
+        if not levels or min(self.blocks) < 1:
+            raise ConfigError("a U-Net needs at least one level and one block in each")
+        if self.channels not in (1, 3):
+            raise ConfigError(f"channels {self.channels} is neither 1 (grey) nor 3 (colour)")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout {self.dropout} is not in [0, 1)")
+        for key in ("text_dim", "cond_dim", "head_dim"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"{key} {getattr(self, key)} is less than 1")
+        if self.cond_dim % pool_heads(self.cond_dim):
+            raise ConfigError(
+                f"cond_dim {self.cond_dim} cannot be cut into {pool_heads(self.cond_dim)} heads",
+                "use a multiple of 64",
+            )
+        for level in range(levels):
+            self._check_width(level)
+
+    def _check_width(self, level: int) -> None:
+        width = self.widths[level]
+        attends = self.self_attention[level] or self.cross_attention[level]
+        if attends and width % self.head_dim:
+            raise ConfigError(f"width {width} is no multiple of head_dim {self.head_dim}")
+        if width < 4 or any(w % num_groups(w) for w in (width, 2 * width)):
+            raise ConfigError(
+                f"width {width} cannot be cut into groups of equal size for its norms",
+                "use a multiple of 4 up to 64, then of 32",
+            )
 
     @property
     def factor(self) -> int:

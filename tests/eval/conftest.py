@@ -93,7 +93,7 @@ def write_snapshot(config, member, images_seen=640, seed=0, **provenance):
     folder = f"{config.run_dir(member)}/snapshots/{images_seen:012d}"
     facts = {
         "images_seen": images_seen,
-        "data_fingerprint": "d" * 16,
+        "data_fingerprint": _data_fingerprint(config),
         "encoder_fingerprint": encoder_fingerprint(TextConfig()),
         "code_version": "test",
     }
@@ -104,6 +104,13 @@ def write_snapshot(config, member, images_seen=640, seed=0, **provenance):
     log = "\n".join(json.dumps(e) for e in [{"time": 1000.0, "event": "start"}, *events])
     storage.put(f"{config.run_dir(member)}/log.jsonl", log.encode() + b"\n")
     return folder
+
+
+def _data_fingerprint(config):
+    """What the members saw: the data that `write_data` has prepared, if it has."""
+    if not storage.exists(f"{config.index}/manifest.json"):
+        return "d" * 16
+    return prepared.Prepared.open(config.index).fingerprint
 
 
 def _floats(net):

@@ -2,6 +2,7 @@ import pytest
 
 from eval import inputs, stage
 from imagen import storage
+from imagen.data.prepared import Prepared
 from imagen.errors import CheckpointError, ConfigError
 
 
@@ -22,9 +23,18 @@ def test_an_untrained_member_is_named_with_the_command_that_trains_it(project):
 
 def test_members_of_different_data_are_refused(project, tiny):
     tiny.write_snapshot(project, "sr1", data_fingerprint="e" * 16)
-    message = "different values of data_fingerprint: base d+, sr1 e+"
+    message = "different values of data_fingerprint: base [0-9a-f]+, sr1 e+"
     with pytest.raises(CheckpointError, match=message):
         inputs.gather(project)
+
+
+def test_members_that_were_trained_on_another_split_are_refused(project, tiny):
+    for member in project.members:
+        tiny.write_snapshot(project, member, data_fingerprint="e" * 16)
+    with pytest.raises(
+        CheckpointError, match=r"base was trained on data e+, the prepared data set"
+    ):
+        inputs.check_data(inputs.gather(project), Prepared.open(project.index))
 
 
 def test_fingerprint_covers_weights_section_and_prompts(project, tiny, tmp_path):

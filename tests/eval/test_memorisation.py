@@ -1,6 +1,6 @@
 import numpy as np
 
-from eval.memorisation import Nearest, compare, nearest
+from eval.memorisation import Nearest, compare, nearer, nearest
 
 
 def world(n, seed):
@@ -27,14 +27,22 @@ def test_copying_shows():
     copies = training[:50] + np.random.default_rng(2).normal(0, 0.01, (50, 48)).astype(np.float32)
     body = compare(nearest(copies, training), heldout)
     assert body["ratio_of_medians"] < 0.1
-    assert body["nearer_than_percentile"]["value"] == 1
+    assert body["nearer_than_heldout"] == {"value": 1.0, "interval": [1.0, 1.0]}
 
 
 def test_new_images_of_the_same_world_do_not_look_copied():
     training = world(300, 0)
     body = compare(nearest(world(400, 3), training), nearest(world(400, 1), training))
     assert 0.97 < body["ratio_of_medians"] < 1.03
-    assert body["nearer_than_percentile"]["value"] < 0.04
+    low, high = body["nearer_than_heldout"]["interval"]
+    assert low < 0.5 < high
+    assert high - low < 0.2
+
+
+def test_the_share_of_nearer_pairs_is_the_plain_definition():
+    samples, heldout = np.array([1.0, 2.0, 2.0, 5.0]), np.array([2.0, 3.0])
+    pairs = [1.0 if s < h else 0.5 if s == h else 0.0 for s in samples for h in heldout]
+    assert nearer(samples, heldout)["value"] == np.mean(pairs)
 
 
 def test_a_model_that_always_draws_the_same_picture_shows_in_distinct_nearest():

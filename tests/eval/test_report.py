@@ -36,7 +36,7 @@ METRICS = {
         "samples": {"n": 2, "least": 0.1, "p05": 0.1, "median": 0.2, "p95": 0.3},
         "heldout": {"n": 2, "least": 0.1, "p05": 0.1, "median": 0.2, "p95": 0.3},
         "ratio_of_medians": 1.07,
-        "nearer_than_percentile": share(0.02),
+        "nearer_than_heldout": share(0.42),
         "distinct_nearest": 2,
     },
 }
@@ -152,3 +152,13 @@ def test_long_curves_are_averaged_not_cut():
     assert len(thinned) == 100
     assert all(abs(y - 0.5) < 0.02 for _, y in thinned)
     assert thinned[-1][0] > 9900
+
+
+def test_a_loss_that_was_no_number_is_left_out_of_the_curve(tiny, tmp_path):
+    config = tiny.make_config(tmp_path)
+    tiny.write_snapshot(config, "base")
+    with open(f"{config.run_dir('base')}/log.jsonl", "a") as file:
+        file.write('{"time": 2000, "images_seen": 672, "loss": null}\n')
+    html = page(tiny, tmp_path, METRICS)
+    assert "base: loss, 0.0476 at last" in html
+    assert "nan" not in html

@@ -79,7 +79,7 @@ def test_real_unseen_digits_do_not_look_memorised_and_copies_do(real):
     copies = as_samples(training.images[:40], training.labels()[:40])
     body, nearest = score.memorisation(copies, yardstick)
     assert body["ratio_of_medians"] == 0
-    assert body["nearer_than_percentile"]["value"] == 1
+    assert body["nearer_than_heldout"]["value"] == 1
     assert nearest.index.tolist() == list(range(40))
     count = len(training.images)
     assert body["training_images"] == {"used": count, "of": count, "unreadable": {}}

@@ -162,7 +162,7 @@ def sample_here(project):
     fingerprint = cascade.assemble(
         project.cascade, found.snapshots, text, encoder_fingerprint(text)
     )
-    folder = stage.folder_of(project, found, fingerprint)
+    folder = stage.folder_of(project, found)
     sampler = sampling.Sampler(project.cascade, project.eval.options)
     for chunk in evaluation.chunks(project, folder, fingerprint):
         assert sampler.sample(chunk) == len(chunk.items)

@@ -137,11 +137,11 @@ def test_a_folder_that_is_no_cascade_says_how_to_make_one(tmp_path):
 
 
 def test_damaged_weights_are_refused_by_name(folder):
-    weights = next(folder.glob("sr1-*/weights.safetensors"))
+    weights = next(folder.glob("sr1-*/*.safetensors"))
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"sr1-\w+/weights.safetensors` has .* checksum"):
+    with pytest.raises(CheckpointError, match=r"sr1-\w+/[\w-]+.safetensors` has .* checksum"):
         Cascade.load(str(folder))
 
 
@@ -175,3 +175,24 @@ def test_weights_of_another_architecture_are_refused(tmp_path, fingerprint):
         CheckpointError, match=r"do not fit the network(.|\n)*train the member again"
     ):
         Cascade.load(str(tmp_path / "cascade"))
+
+
+def test_a_damaged_cascade_is_mended_by_assembling_again(folder, tmp_path, fingerprint):
+    next(folder.glob("sr1-*/*.safetensors")).unlink()
+    snapshots = {name: str(tmp_path / name) for name in MEMBERS}
+    assemble(str(folder), snapshots, TEXT, fingerprint)
+    assert set(Cascade.load(str(folder)).members) == set(MEMBERS)
+
+
+def test_members_that_were_replaced_do_not_travel_along(folder, tmp_path, fingerprint):
+    (folder / "notes").mkdir()
+    save_member(tmp_path / "sr1", "sr1", 1, fingerprint)
+    snapshots = {name: str(tmp_path / name) for name in MEMBERS}
+    assemble(str(folder), snapshots, TEXT, fingerprint)
+    names = sorted(path.name.partition("-")[0] for path in folder.iterdir())
+    assert names == ["base", "cascade.json", "notes", "sr1"]
+
+
+def test_a_guidance_scale_that_is_no_number_is_refused():
+    with pytest.raises(ConfigError, match="guidance_scale nan is not a finite number"):
+        SampleOptions(guidance_scale=float("nan"))

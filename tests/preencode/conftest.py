@@ -77,7 +77,7 @@ def contents() -> Callable[[Path], dict[str, bytes]]:
     return read
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """A local Ray of two cores; yields the address that drivers in other processes join."""
     from runtime import session

@@ -2,6 +2,7 @@ import pytest
 
 from imagen import storage
 from imagen.data import embeddings, prepared
+from imagen.project import absolute
 from preencode import driver, importing, shard, stage
 from runtime.state import lock
 
@@ -10,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 def encode_all(config, encoder, count=None):
     """Do what the driver does, in this process: `count` shards, then the set manifests if all."""
-    c = driver.absolute(config)
+    c = absolute(config)
     job, tars = driver.make_job(c), importing.list_tars(c)
     for tar in tars[:count]:
         shard.process(job, tar, lambda: encoder)

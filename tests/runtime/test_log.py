@@ -66,3 +66,11 @@ def test_a_follower_sees_each_event_once_and_a_line_only_when_it_is_whole(path):
     assert follower.new() == []
     storage.put(path, b'{"step": 1}\n{"step": 2}\n{"step": 3}\n')
     assert [event["step"] for event in follower.new()] == [3]
+
+
+def test_a_loss_that_is_no_number_is_null_and_the_line_stays_json(tmp_path):
+    path = f"{tmp_path}/log.jsonl"
+    with log.JsonLog(path) as events:
+        events.write(loss=float("nan"), grad_norm=float("inf"), lr=0.5)
+    (event,) = log.read(path)
+    assert (event["loss"], event["grad_norm"], event["lr"]) == (None, None, 0.5)

@@ -82,3 +82,21 @@ def test_looking_at_a_lock_does_not_make_a_lock_fail(tmp_path):
 def test_a_remote_folder_has_no_lock():
     with lock("memory://somewhere"):
         assert is_locked("memory://somewhere") is None
+
+
+LOOK = """
+import sys, time
+from runtime.state import is_locked
+end = time.monotonic() + 1.5
+print(sum(is_locked(sys.argv[1]) is not None for _ in iter(lambda: time.monotonic() < end, False)))
+"""
+
+
+def test_those_who_only_look_never_take_each_other_for_the_holder(tmp_path):
+    with lock(str(tmp_path)):
+        assert is_locked(str(tmp_path)) == os.getpid()
+    lookers = [
+        subprocess.Popen([sys.executable, "-c", LOOK, str(tmp_path)], stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    assert [int(looker.communicate()[0]) for looker in lookers] == [0, 0]

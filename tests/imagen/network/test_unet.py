@@ -113,7 +113,14 @@ def test_features_tell_near_logsnr_apart():
     [
         ({"blocks": (1,)}, "blocks has 1 entries, widths has 2"),
         ({"widths": (8, 12)}, "width 12 is no multiple of head_dim 8"),
-        ({"blocks": (0, 1)}, "a block in each"),
+        ({"blocks": (0, 1)}, "one block in each"),
+        ({"widths": (), "blocks": (), "self_attention": (), "cross_attention": ()}, "one level"),
+        ({"widths": (8, 72)}, "width 72 cannot be cut into groups"),
+        ({"widths": (2, 8), "cross_attention": (False, True)}, "width 2 cannot be cut into groups"),
+        ({"cond_dim": 200}, "cond_dim 200 cannot be cut into 3 heads"),
+        ({"head_dim": 0}, "head_dim 0 is less than 1"),
+        ({"channels": 2}, "channels 2 is neither 1"),
+        ({"dropout": 2.0}, r"dropout 2.0 is not in \[0, 1\)"),
     ],
 )
 def test_a_network_that_cannot_be_built_is_refused(change, message):

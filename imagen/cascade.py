@@ -11,7 +11,7 @@ does not depend on what else is in the batch.
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -136,8 +136,12 @@ class Cascade:
         self.fingerprint = fingerprint
 
     @classmethod
-    def load(cls, folder: str, device: str = "cpu") -> "Cascade":
-        """Load a cascade directory. Raises CheckpointError, or ConfigError for the encoder."""
+    def load(cls, folder: str, device: str = "cpu", encoder: str | None = None) -> "Cascade":
+        """Load a cascade directory. Raises CheckpointError, or ConfigError for the encoder.
+
+        `encoder`: where the text encoder lies on this machine, if not where it was trained; it has
+        to be the same one, as its fingerprint tells.
+        """
         path = storage.join(folder, MANIFEST)
         if not storage.exists(path):
             raise CheckpointError(
@@ -145,10 +149,11 @@ class Cascade:
                 "`python -m eval CONFIG` assembles one from trained members",
             )
         body = manifest.read(path, "cascade", CheckpointError)
-        encoder = load_encoder(build_config(TextConfig, body["text"], path), device)
-        if encoder.fingerprint != body["encoder_fingerprint"]:
+        text = build_config(TextConfig, body["text"], path)
+        loaded = load_encoder(text if encoder is None else replace(text, encoder=encoder), device)
+        if loaded.fingerprint != body["encoder_fingerprint"]:
             raise CheckpointError(
-                f"encoder {encoder.text.encoder} has fingerprint {encoder.fingerprint}, the "
+                f"encoder {loaded.text.encoder} has fingerprint {loaded.fingerprint}, the "
                 f"cascade `{folder}` was trained with {body['encoder_fingerprint']}",
                 "use the revision of the encoder that the embeddings were made with",
             )
@@ -156,7 +161,7 @@ class Cascade:
             name: _load_member(storage.join(folder, entry["folder"]), device)
             for name, entry in body["members"].items()
         }
-        return cls(members, encoder, body["fingerprint"])
+        return cls(members, loaded, body["fingerprint"])
 
     @property
     def provenance(self) -> dict[str, Any]:

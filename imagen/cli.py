@@ -89,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
     add("--guidance-scale", type=float, help="weight of the text, 1 = off (default: as trained)")
     add("--steps", type=int, help="sampler steps (default: as configured)")
     add("--sampler", help="ddim or dpmpp_2m (default: as configured)")
+    add("--encoder", metavar="DIR", help="folder of the text encoder, if it lies elsewhere here")
     add("--members", action="store_true", help="show what every member made, in labelled grids")
     add("--overwrite", action="store_true", help="replace files that are there")
     return top
@@ -213,6 +214,8 @@ def record(
 
 def run(args: argparse.Namespace) -> None:
     """Sample as the command line says; print the path of each picture."""
+    import torch
+
     from imagen.cascade import Cascade, SampleOptions
 
     images = wanted(args)
@@ -222,7 +225,8 @@ def run(args: argparse.Namespace) -> None:
     outputs = plan(images, args.out, args.count, args.members)
     if not args.overwrite:
         refuse_overwriting(outputs)
-    cascade = Cascade.load(args.cascade)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    cascade = Cascade.load(args.cascade, device, args.encoder)
     start = time.monotonic()
     made = sample(cascade, images, options)
     facts = {

@@ -1,12 +1,12 @@
 """From the files of a tar to samples: an image and a caption under one key, or the reason why not.
 
 Samples that cannot be used are left out here, once, and counted by reason, so that training never
-meets them: `no_image`, `bad_image`, `no_caption`, `non_utf8`, `duplicate_key`.
+meets them: `no_image`, `bad_image`, `no_caption`, `non_utf8`, `duplicate_key`. Members whose names
+give no key are counted, too: `no_extension`, `hidden`.
 """
 
 import io
 import json
-import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -46,20 +46,25 @@ class _BadSampleError(Exception):
 def read_caption(raw: bytes, is_json: bool) -> str:
     """Return the caption of a `.txt` member, or of img2dataset's `.json`.
 
-    Raises UnicodeDecodeError when it is no UTF-8, ValueError when the JSON holds no caption.
+    Raises UnicodeError when it is or cannot be UTF-8, ValueError when the JSON holds no caption.
     """
     text = raw.decode("utf8")
     if is_json:
-        body = json.loads(text)
+        try:
+            body = json.loads(text)
+        except RecursionError:
+            raise ValueError("the .json is nested too deeply") from None
         text = body.get("caption") if isinstance(body, dict) else None
         if not isinstance(text, str):
             raise ValueError("the .json has no `caption`")
+        text.encode("utf8")  # JSON can escape half of a surrogate pair
     return text.strip()
 
 
 def examine(tar: Buffer, members: Iterable[Member]) -> list[Sample | Bad]:
     """Return the samples of a tar in the order in which their keys first appear."""
-    found: list[Sample | Bad] = []
+    members = list(members)
+    found = [bad for member in members if (bad := _without_key(member))]
     for key, (parts, repeats) in _group(members).items():
         try:
             found.append(_sample(tar, key, parts))
@@ -72,21 +77,34 @@ def examine(tar: Buffer, members: Iterable[Member]) -> list[Sample | Bad]:
     return found
 
 
+def _without_key(member: Member) -> Bad | None:
+    if split_name(member.name) is not None:
+        return None
+    hidden = member.name.rpartition("/")[2].startswith(".")
+    return Bad(member.name, "hidden" if hidden else "no_extension", f"at byte {member.offset}")
+
+
 def _group(members: Iterable[Member]) -> dict[str, tuple[dict[str, Member], list[Member]]]:
-    """Group members by key: {extension: member}, and one member for each repeat of the key."""
+    """Group members by key: {extension: member}, and one member for each repeat of the key.
+
+    From the first extension that comes again, all members of a key are of repeats: what stands
+    between two samples of one key is not known to belong to the first.
+    """
     groups: dict[str, tuple[dict[str, Member], list[Member]]] = {}
-    seen: dict[str, int] = {}
+    repeat: dict[str, set[str]] = {}  # key -> extensions of its last repeat
     for member in members:
         split = split_name(member.name)
         if split is None:
             continue
-        parts, repeats = groups.setdefault(split[0], ({}, []))
-        if split[1] not in parts:
-            parts[split[1]] = member
-            continue
-        seen[member.name] = seen.get(member.name, 0) + 1
-        if seen[member.name] > len(repeats):  # jpg + txt again are one repeat, not two
+        key, extension = split
+        parts, repeats = groups.setdefault(key, ({}, []))
+        if not repeats and extension not in parts:
+            parts[extension] = member
+        elif not repeats or extension in repeat[key]:
             repeats.append(member)
+            repeat[key] = {extension}
+        else:  # jpg + txt again are one repeat, not two
+            repeat[key].add(extension)
     return groups
 
 
@@ -110,7 +128,7 @@ def _data(tar: Buffer, member: Member) -> bytes:
 def _caption(raw: bytes, is_json: bool) -> str:
     try:
         return read_caption(raw, is_json)
-    except UnicodeDecodeError as err:
+    except UnicodeError as err:
         raise _BadSampleError("non_utf8", str(err)) from None
     except ValueError as err:
         raise _BadSampleError("no_caption", str(err)) from None
@@ -121,6 +139,6 @@ def _dimensions(data: bytes) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return image.size
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as err:
+    except Exception as err:  # hostile bytes raise anything in Pillow's plugins
         detail = str(err).partition(" <_io")[0]  # Pillow adds a memory address
         raise _BadSampleError("bad_image", f"{detail} ({len(data)} bytes)") from None

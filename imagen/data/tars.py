@@ -7,6 +7,7 @@ end-of-archive block: `tarfile` reads one that was cut between two members witho
 
 import io
 import mmap
+import re
 import tarfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ BLOCK = 512
 _END = bytes(BLOCK)
 _REGULAR = (b"0", b"\0", b"7")
 _EXTENDED = (b"x", b"g", b"L", b"K", b"S")
+_OCTAL = re.compile(rb"[ \0]*([0-7]*)[ \0]*")
+RESERVED = ("manifest", "encoder")
+"""Names of files that stand beside those of the shards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +88,15 @@ def _walk(tar: Buffer, where: str) -> list[Member] | None:
         if kind in _EXTENDED:
             return None
         name, size = header_name(header), _size(header)
+        if size is None:
+            raise _damaged(where, at)
         data = at + BLOCK
         if data + size > len(tar):
-            raise _truncated(where, len(tar), f"inside member `{name}`, which starts at byte {at}")
+            raise _truncated(where, len(tar), f"inside member {name!r}, which starts at byte {at}")
         if kind in _REGULAR:
             found.append(Member(name, data, size))
         at = data + _padded(size)
+    _check_end(tar, where, at)
     return found
 
 
@@ -102,15 +109,28 @@ def _walk_extended(tar: Buffer, where: str) -> list[Member]:
         ) as archive:
             for info in archive:
                 if info.issparse():
-                    raise ShardError(f"tar `{where}`: member `{info.name}` is a sparse file")
+                    raise ShardError(f"tar `{where}`: member {info.name!r} is a sparse file")
+                if info.size < 0:  # tarfile would read the same member for ever
+                    raise _damaged(where, info.offset)
                 end = info.offset_data + (_padded(info.size) if info.isreg() else 0)
                 if info.isreg():
                     found.append(Member(info.name, info.offset_data, info.size))
-    except (tarfile.TarError, EOFError) as err:
+    except (tarfile.TarError, EOFError, ValueError) as err:
         raise _truncated(where, len(tar), f"or damaged after byte {end} ({err})") from err
     if tar[end : end + BLOCK] != _END:
         raise _truncated(where, len(tar), "before its end-of-archive block")
+    _check_end(tar, where, end)
     return found
+
+
+def _check_end(tar: Buffer, where: str, end: int) -> None:
+    """Raise ShardError when more than zeroes follows the end-of-archive block at byte `end`."""
+    rest = tar[end:].lstrip(b"\0")
+    if rest:
+        raise ShardError(
+            f"tar `{where}` ends at byte {end}, but there is more from byte {len(tar) - len(rest)}",
+            "tars joined by `cat` hide all but the first: give them one by one",
+        )
 
 
 def header_name(header: bytes) -> str:
@@ -121,22 +141,28 @@ def header_name(header: bytes) -> str:
     return name.decode("utf8", "surrogateescape")
 
 
-def _size(header: bytes) -> int:
+def _size(header: bytes) -> int | None:
     if header[124] & 0x80:  # base-256, for members past 8 GiB
         return int.from_bytes(header[125:136], "big")
-    return int(header[124:136].strip(b" \0") or b"0", 8)
+    return _octal(header[124:136])
+
+
+def _octal(field: bytes) -> int | None:
+    """Return a number of a header, None when it is none; int() takes signs and underscores."""
+    found = _OCTAL.fullmatch(field)
+    return int(found[1] or b"0", 8) if found else None
 
 
 def _check_header(header: bytes, where: str, at: int) -> None:
-    try:
-        stored = int(header[148:156].strip(b" \0") or b"0", 8)
-    except ValueError:
-        stored = -1
-    if stored != sum(header) - sum(header[148:156]) + 8 * ord(" "):
-        raise ShardError(
-            f"tar `{where}`: no valid header at byte {at}",
-            "the tar is damaged: fetch it again, or take it out of the folder",
-        )
+    if _octal(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
+        raise _damaged(where, at)
+
+
+def _damaged(where: str, at: int) -> ShardError:
+    return ShardError(
+        f"tar `{where}`: no valid header at byte {at}",
+        "the tar is damaged: fetch it again, or take it out of the folder",
+    )
 
 
 def _padded(size: int) -> int:
@@ -161,12 +187,20 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 
 def list_tars(folder: str) -> list[Tar]:
-    """Return the tar shards of a folder or URL, sorted by name. Raises ShardError if none."""
+    """Return the tar shards of a folder or URL, sorted by name.
+
+    Raises ShardError when there are none, or one has the name of a file of ours.
+    """
     names = [n for n in storage.listdir(folder) if n.endswith(".tar")]
     if not names:
         raise ShardError(
             f"no *.tar files in `{folder}`",
             "point data.tars at a folder of WebDataset shards, or import a source first",
+        )
+    if taken := {f"{name}.tar" for name in RESERVED} & set(names):
+        raise ShardError(
+            f"a tar in `{folder}` cannot be named {sorted(taken)[0]}",
+            f"rename it; {' and '.join(RESERVED)} are names of our own files",
         )
     paths = [storage.join(folder, n) for n in names]
     return [Tar(path, storage.version(path)) for path in paths]

@@ -1,8 +1,10 @@
 """T5, mT5, UMT5 and ByT5 encoders of Hugging Face: by name, or from a local folder."""
 
+import contextlib
 import hashlib
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from imagen.errors import ConfigError
@@ -14,8 +16,23 @@ if TYPE_CHECKING:
 MODELS = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
 """`model_type` of a config.json -> class in transformers; a ByT5 is a T5 with another tokenizer."""
 _SMALL = ("*.json", "*.model", "*.txt")
-_WEIGHTS = ("*.safetensors", "*.bin")
-"""Weight files, best first; only the first kind that a folder has is downloaded and used."""
+_WEIGHTS = "*.safetensors"
+_VOCABULARIES = ("tokenizer.json", "spiece.model", "tokenizer.model")
+
+
+@contextlib.contextmanager
+def _reading(what: str, folder: str) -> Iterator[None]:
+    """Turn what transformers raises for files that are damaged or missing into ConfigError."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as err:
+        reason = (str(err).strip().splitlines() or [""])[0]
+        raise ConfigError(
+            f"the {what} in `{folder}` cannot be read: {type(err).__name__}: {reason}",
+            "the folder is damaged or incomplete: fetch or save the model again",
+        ) from err
 
 
 class HubTokenizer:
@@ -24,7 +41,8 @@ class HubTokenizer:
     def __init__(self, folder: str) -> None:
         from transformers import AutoTokenizer
 
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        with _reading("tokenizer", folder):
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         if self._tokenizer.eos_token_id is None:
             raise ConfigError(f"the tokenizer in `{folder}` has no end of sequence: no T5")
         self.eos: int = self._tokenizer.eos_token_id
@@ -39,33 +57,52 @@ class HubTokenizer:
 def locate(text: TextConfig, *, download: bool = True) -> str:
     """Return the local folder of an encoder, downloading it when allowed and needed.
 
-    Raises ConfigError when it is neither a folder, nor cached, nor on the hub.
+    Raises ConfigError when it is neither a folder, nor cached, nor on the hub, or lacks a file.
     """
     folder = text.encoder if os.path.isdir(text.encoder) else _from_hub(text, download)
-    for needed in ("config.json", *(() if _weights(folder) else _WEIGHTS)):
-        if not os.path.exists(os.path.join(folder, needed)):
-            raise ConfigError(
-                f"text.encoder `{text.encoder}`: there is no {needed} in `{folder}`",
-                "save it with `save_pretrained`, model and tokenizer",
-            )
+    if not os.path.exists(os.path.join(folder, "config.json")):
+        raise _lacking(text, folder, "config.json")
+    if not _weights(folder):
+        raise _lacking(text, folder, f"{_WEIGHTS} (weights in pickles are not read)")
+    if not _has_tokenizer(folder):
+        # transformers would make up an empty tokenizer, for which all captions are the same
+        raise _lacking(text, folder, f"tokenizer ({' or '.join(_VOCABULARIES)})")
     return folder
+
+
+def _lacking(text: TextConfig, folder: str, what: str) -> ConfigError:
+    name = text.encoder
+    return ConfigError(
+        f"text.encoder `{name}`: there is no {what} in `{folder}`",
+        "save model and tokenizer with `save_pretrained`; a pickle may run any code, so convert it "
+        f"where you trust it: python -c \"import transformers as t; n = '{name}'; "
+        "t.AutoModelForTextEncoding.from_pretrained(n).save_pretrained('DIR'); "
+        "t.AutoTokenizer.from_pretrained(n).save_pretrained('DIR')\", then set text.encoder=DIR",
+    )
+
+
+def _has_tokenizer(folder: str) -> bool:
+    """Tell whether a vocabulary is there; ByT5 needs none, its tokens are bytes."""
+    if any(os.path.exists(os.path.join(folder, name)) for name in _VOCABULARIES):
+        return True
+    path = os.path.join(folder, "tokenizer_config.json")
+    if not os.path.exists(path):
+        return False
+    with _reading("tokenizer", folder), open(path, "rb") as file:
+        return str(json.load(file)["tokenizer_class"]).startswith("ByT5")
 
 
 def _from_hub(text: TextConfig, download: bool) -> str:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    def fetch(patterns: Sequence[str]) -> str:
+    try:
         return snapshot_download(
             text.encoder,
             revision=text.revision,
-            allow_patterns=list(patterns),
+            allow_patterns=[*_SMALL, _WEIGHTS],
             local_files_only=not download,
         )
-
-    try:
-        folder = fetch([*_SMALL, _WEIGHTS[0]])
-        return folder if _weights(folder) else fetch([*_SMALL, _WEIGHTS[1]])
     except HFValidationError as err:
         raise ConfigError(
             f"text.encoder `{text.encoder}` is no folder and no name on the Hugging Face hub",
@@ -81,9 +118,7 @@ def _from_hub(text: TextConfig, download: bool) -> str:
 
 
 def _weights(folder: str) -> list[str]:
-    names = sorted(os.listdir(folder))
-    kinds = ([n for n in names if n.endswith(kind[1:])] for kind in _WEIGHTS)
-    return next((found for found in kinds if found), [])
+    return sorted(n for n in os.listdir(folder) if n.endswith(_WEIGHTS[1:]))
 
 
 def content_hash(folder: str) -> str:
@@ -110,19 +145,22 @@ def load_model(folder: str, dtype: str, device: str) -> "PreTrainedModel":
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # it draws on stderr, terminal or not
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    with _reading("config", folder):
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     if config.model_type not in MODELS:
         raise ConfigError(
             f"`{folder}` is a {config.model_type!r} model; supported are {', '.join(MODELS)}",
             "a ByT5 is of type t5",
         )
-    loaded: tuple[Any, dict] = getattr(transformers, MODELS[config.model_type]).from_pretrained(
-        folder,
-        dtype=getattr(torch, dtype),
-        attn_implementation="sdpa",  # flex_attention of transformers 5 is wrong for batches
-        local_files_only=True,
-        output_loading_info=True,
-    )
+    with _reading("model", folder):
+        loaded: tuple[Any, dict] = getattr(transformers, MODELS[config.model_type]).from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            attn_implementation="sdpa",  # flex_attention of transformers 5 is wrong for batches
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
     model, info = loaded
     missing = sorted(info["missing_keys"])
     if missing:

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -196,3 +197,19 @@ def test_members_that_were_replaced_do_not_travel_along(folder, tmp_path, finger
 def test_a_guidance_scale_that_is_no_number_is_refused():
     with pytest.raises(ConfigError, match="guidance_scale nan is not a finite number"):
         SampleOptions(guidance_scale=float("nan"))
+
+
+def test_another_encoder_is_refused_by_its_fingerprint(folder, tmp_path, fingerprint):
+    body = json.loads((folder / "cascade.json").read_text())
+    (folder / "cascade.json").write_text(json.dumps(body | {"encoder_fingerprint": "0123"}))
+    with pytest.raises(CheckpointError, match=f"encoder tiny-t5 has fingerprint {fingerprint}"):
+        Cascade.load(str(folder))
+
+
+def test_an_encoder_that_lies_elsewhere_here_can_be_named(folder):
+    body = json.loads((folder / "cascade.json").read_text())
+    body["text"]["encoder"] = "models/of-another-machine"
+    (folder / "cascade.json").write_text(json.dumps(body))
+    with pytest.raises(ConfigError, match="models/of-another-machine"):
+        Cascade.load(str(folder))
+    assert Cascade.load(str(folder), encoder="tiny-t5").encoder.text.encoder == "tiny-t5"

@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -95,8 +96,6 @@ def test_the_fingerprint_follows_what_decides_an_embedding(kind, text_of):
 
 
 def test_the_fingerprint_is_of_content_not_of_the_folder(text_of, tmp_path):
-    import shutil
-
     text = text_of("t5")
     copy = tmp_path / "copy"
     shutil.copytree(text.encoder, copy)
@@ -130,13 +129,14 @@ def test_a_name_that_cannot_be_one_is_an_error():
 
 def test_a_folder_without_weights_is_an_error(text_of, tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"there is no \*\.safetensors in"):
+    with pytest.raises(ConfigError, match=r"there is no \*\.safetensors .* in"):
         load_encoder(TextConfig(encoder=str(tmp_path)))
 
 
 def test_a_model_of_another_family_is_refused(text_of, tmp_path):
     from transformers import BertConfig, BertModel
 
+    shutil.copy(f"{text_of('t5').encoder}/tokenizer.json", tmp_path)
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     BertModel(BertConfig(vocab_size=8, intermediate_size=8, **sizes)).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="is a 'bert' model; supported are t5, mt5, umt5"):
@@ -144,8 +144,6 @@ def test_a_model_of_another_family_is_refused(text_of, tmp_path):
 
 
 def test_missing_weights_are_not_made_up(text_of, tmp_path):
-    import shutil
-
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(text_of("umt5").encoder, tmp_path / "cut")
@@ -155,3 +153,68 @@ def test_missing_weights_are_not_made_up(text_of, tmp_path):
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(ConfigError, match=r"lacks 1 encoder weights, for example .*block\.1"):
         load_encoder(TextConfig(encoder=str(tmp_path / "cut")))
+
+
+@pytest.fixture
+def copy_of(text_of, tmp_path):
+    """A copy of a saved encoder without some of its files."""
+
+    def make(kind: str, *gone: str):
+        shutil.copytree(text_of(kind).encoder, tmp_path / "copy")
+        for name in gone:
+            (tmp_path / "copy" / name).unlink()
+        return tmp_path / "copy"
+
+    return make
+
+
+@pytest.mark.parametrize("gone", [["tokenizer.json"], ["tokenizer.json", "tokenizer_config.json"]])
+def test_a_folder_without_a_tokenizer_is_refused_before_anything_is_encoded(copy_of, gone):
+    folder = copy_of("t5", *gone)
+    for use in (encoder_fingerprint, load_encoder):
+        with pytest.raises(ConfigError, match=r"there is no tokenizer \(tokenizer\.json or spiece"):
+            use(TextConfig(encoder=str(folder)))
+
+
+def test_weights_that_are_a_pickle_are_refused_with_a_way_to_convert_them(copy_of):
+    folder = copy_of("t5", "model.safetensors")
+    (folder / "pytorch_model.bin").write_bytes(b"would run code")
+    with pytest.raises(
+        ConfigError,
+        match=r"no \*\.safetensors \(weights in pickles are not read\)(.|\n)*hint: .*python",
+    ):
+        load_encoder(TextConfig(encoder=str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("file", "what"),
+    [
+        ("tokenizer.json", "tokenizer"),
+        ("tokenizer_config.json", "tokenizer"),
+        ("config.json", "config"),
+        ("model.safetensors", "model"),
+    ],
+)
+def test_a_damaged_file_is_an_error_that_names_the_folder(copy_of, file, what):
+    folder = copy_of("t5")
+    (folder / file).write_bytes(b"{")
+    with pytest.raises(ConfigError, match=rf"the {what} in `.*copy` cannot be read: \w+Error: "):
+        load_encoder(TextConfig(encoder=str(folder)))
+
+
+def test_a_tokenizer_of_sentencepiece_alone_is_read(copy_of, tmp_path):
+    import sentencepiece
+
+    folder = copy_of("t5", "tokenizer.json", "tokenizer_config.json")
+    (tmp_path / "text").write_text("a red square on a blue circle\n" * 40 + "the cat sat\n" * 40)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=22,
+        minloglevel=3,
+        **{"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1},
+    )
+    rows = load_encoder(TextConfig(encoder=str(folder))).tokenize(["a red square", "a blue circle"])
+    assert rows.ids[0] != rows.ids[1]
+    assert {row[-1] for row in rows.ids} == {1}
+    assert all(2 < token < 22 for row in rows.ids for token in row[:-1])

@@ -10,7 +10,7 @@ successor never mix: whichever manifest is there names files of one of them. No 
 
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,13 +69,20 @@ def load(folder: str, images_seen: int) -> Checkpoint:
     return Checkpoint(body["images_seen"], body["meta"], tensors)
 
 
-def latest(folder: str) -> Checkpoint | None:
-    """Return the newest valid checkpoint, or None. Warns of each newer one that is damaged."""
+def _warn(_: int, reason: str) -> None:
+    warnings.warn(f"skipping a damaged checkpoint: {reason}", stacklevel=3)
+
+
+def latest(folder: str, skipped: Callable[[int, str], None] = _warn) -> Checkpoint | None:
+    """Return the newest valid checkpoint, or None.
+
+    `skipped(images_seen, reason)` is told of each newer one that is damaged; it warns if not given.
+    """
     for images_seen in reversed(saved(folder)):
         try:
             return load(folder, images_seen)
         except ImagenError as err:
-            warnings.warn(f"skipping a damaged checkpoint: {err.message}", stacklevel=2)
+            skipped(images_seen, err.message)
     return None
 
 

@@ -7,16 +7,17 @@ bytes. Nothing is ever published through an open file handle, because an excepti
 """
 
 import contextlib
+import functools
 import os
 import posixpath
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import google_crc32c
 
-from imagen.errors import StorageError
+from imagen.errors import ImagenError, StorageError
 
 TEMP_MARK = ".tmp-"
 """Part of the name of every temporary file; a leftover of a killed writer is safe to delete."""
@@ -44,7 +45,12 @@ def name(path: str) -> str:
 
 def crc32c(data: bytes) -> str:
     """Return the CRC-32C of `data` as 8 hex digits (the checksum GCS keeps of each object)."""
-    return f"{google_crc32c.value(data):08x}"
+    return crc32c_of([data])
+
+
+def crc32c_of(parts: Iterable[bytes]) -> str:
+    """Return the CRC-32C of `parts` laid end to end."""
+    return f"{functools.reduce(google_crc32c.extend, parts, 0):08x}"
 
 
 def _filesystem(path: str) -> tuple[Any, str]:
@@ -69,6 +75,15 @@ def _explained(action: str, path: str) -> Iterator[None]:
         raise StorageError(f"cannot {action} `{path}`: permission denied", hint) from err
     except OSError as err:
         raise StorageError(f"cannot {action} `{path}`: {err.strerror or err}") from err
+    except ImagenError:
+        raise
+    except Exception as err:
+        if is_local(path):
+            raise
+        # stores have errors of their own: gcsfs.retry.HttpError, google.auth.exceptions, …
+        hint = "check the address, the network and the credentials of the bucket"
+        message = f"cannot {action} `{path}`: {type(err).__name__}: {err}"
+        raise StorageError(message, hint) from err
 
 
 def get(path: str) -> bytes:
@@ -98,15 +113,20 @@ def get_range(path: str, start: int, size: int) -> bytes:
 def put(path: str, data: bytes, *, if_absent: bool = False) -> bool:
     """Publish `data` at `path`, whole or not at all, and durably.
 
-    Returns False, and writes nothing, when `if_absent` and the file is there already.
+    With `if_absent` an existing file stays as it is. True means that the file now holds exactly
+    `data`, whoever wrote it: a store whose answer was lost cannot tell our own upload from another
+    one with the same bytes. So writers that race put something of their own into `data`. False
+    means that the file holds something else.
     """
     with _explained("write", path):
-        if is_local(path):
-            return _put_local(local(path), data, if_absent)
-        return _put_object(path, data, if_absent)
+        put_whole = _put_local if is_local(path) else _put_object
+        if put_whole(local(path), data, if_absent):
+            return True
+    return get(path) == data
 
 
 def _put_local(path: str, data: bytes, if_absent: bool) -> bool:
+    """Return False when `if_absent` and the file is there."""
     folder = os.path.dirname(path) or "."
     os.makedirs(folder, exist_ok=True)
     temp = f"{path}{TEMP_MARK}{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -142,6 +162,7 @@ def _sync_folder(folder: str) -> None:
 
 
 def _put_object(path: str, data: bytes, if_absent: bool) -> bool:
+    """Return False when `if_absent` and the file is there, perhaps by our own lost request."""
     fs, inner = _filesystem(path)
     if not if_absent:
         fs.pipe_file(inner, data)
@@ -149,7 +170,7 @@ def _put_object(path: str, data: bytes, if_absent: bool) -> bool:
     try:
         fs.pipe_file(inner, data, mode="create")
     except FileExistsError:
-        return fs.cat_file(inner) == data  # our own retry after a lost response also lands here
+        return False
     return True
 
 

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from preencode.config import PreencodeConfig
-
 from eval.config import EvalConfig
 from imagen.config import load_config
+from preencode.config import PreencodeConfig
 from train.config import TrainStageConfig
 
 

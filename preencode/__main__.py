@@ -27,7 +27,7 @@ examples:
   python -m preencode CONFIG --dry-run                             what is left, in bytes too
   python -m preencode CONFIG data.tars=gs://bucket/tars            use tars where they are;
                                                                    nothing to import then
-  python -m preencode CONFIG text.encoder=google/t5-v1_1-xl preencode.gpus_per_actor=1
+  python -m preencode CONFIG text.encoder=google/flan-t5-xl preencode.gpus_per_actor=1
 
 A tar holds KEY.jpg (or .png, .webp) and KEY.txt for each sample; img2dataset's output is one.
 Samples that cannot be used are left out, counted by reason, and listed in

@@ -28,13 +28,12 @@ class EncodeActor:
         except ImagenError as err:
             return os.getpid(), err
 
-    def publish_encoder(self) -> ImagenError | None:
+    def publish_encoder(self) -> tuple[int, ImagenError | None]:
         """Publish encoder.json and the embedding of the empty caption, unless they are there."""
         try:
-            shard.ensure_encoder(self.job, self._load())
+            return os.getpid(), shard.ensure_encoder(self.job, self._load())
         except ImagenError as err:
-            return err
-        return None
+            return os.getpid(), err
 
     def _load(self) -> TextEncoder:
         if self._encoder is None:
@@ -45,5 +44,4 @@ class EncodeActor:
                     f"({self._encoder.fingerprint}) than on the driver's ({self.job.fingerprint})",
                     "give text.revision, or the same files on every node",
                 )
-            shard.ensure_encoder(self.job, self._encoder)
         return self._encoder

@@ -26,7 +26,7 @@ class ActorsConfig:
     """What runs the text encoder."""
 
     actors: int | None = None
-    """Ray actors, each with one core; None: one a core of the cluster, never more than shards."""
+    """Ray actors, each with one core; None: all that fit, never more than shards."""
     gpus_per_actor: float = 0.0
     """GPUs of each actor; 0: the encoder runs on its core."""
 
@@ -35,6 +35,8 @@ class ActorsConfig:
             raise ConfigError(f"actors {self.actors} is less than 1", "leave it out for one a core")
         if self.gpus_per_actor < 0:
             raise ConfigError(f"gpus_per_actor {self.gpus_per_actor} is negative")
+        if self.gpus_per_actor > 1 and self.gpus_per_actor % 1:
+            raise ConfigError(f"gpus_per_actor {self.gpus_per_actor} is above 1, but not whole")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

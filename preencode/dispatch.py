@@ -1,7 +1,8 @@
 """A queue of items worked off by Ray actors that may die.
 
 One call in flight for each actor, so that a death names the item that was being worked on; a dead
-actor is replaced by a new one; an item that took `TRIES` actors with it is set aside.
+actor is replaced by a new one; an item that took `TRIES` actors with it is set aside. An exception
+in an actor is a bug, not a death: it is raised here, with its traceback.
 """
 
 from collections import Counter, deque
@@ -38,7 +39,8 @@ def dispatch(
 ) -> Generator[Outcome[Item]]:
     """Yield an outcome for each call; every item ends in exactly one value or error.
 
-    `start` makes an actor, `call(actor, item)` starts the work and returns its reference.
+    `start` makes an actor, `call(actor, item)` starts the work and returns its reference. Raises
+    what an actor raises, and ends all actors then.
     """
     queue, tries = deque(items), Counter[Item]()
     idle: list[Any] = []
@@ -52,11 +54,10 @@ def dispatch(
                 ray.kill(idle.pop())  # its core may be what a waiting actor needs
             (ready, *_), _ = ray.wait(list(busy), num_returns=1)
             actor, item = busy.pop(ready)
+            idle.append(actor)
             outcome = _outcome(ready, item, tries)
             if outcome.lost is not None or outcome.error is not None:
-                ray.kill(actor)
-            else:
-                idle.append(actor)
+                ray.kill(idle.pop())
             if outcome.lost is not None:
                 queue.append(item)
             yield outcome
@@ -68,6 +69,8 @@ def dispatch(
 def _outcome(ready: Any, item: Item, tries: Counter[Item]) -> Outcome[Item]:
     try:
         return Outcome(item, ray.get(ready))
+    except ray.exceptions.RayTaskError as err:  # a RayError, too, but nobody died
+        raise err.cause from err
     except ray.exceptions.RayError as err:
         tries[item] += 1
         reason = " ".join((str(err).strip().splitlines() or [type(err).__name__])[-1].split())

@@ -1,11 +1,12 @@
 """The run of the stage: find the work left, give it to actors, then say that all is complete."""
 
+import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Any
 
 from imagen import manifest, storage
 from imagen.data import embeddings, prepared
@@ -19,12 +20,17 @@ from preencode.dispatch import Outcome, dispatch
 from preencode.shard import Job, Shard, ShardReport
 from runtime import log, progress, session, state
 
+ENCODER = "encoder.json"
+"""Name of the one piece of work that is no tar: to say whose embeddings these are."""
+
 
 @dataclass(slots=True)
 class Result:
     """What a run did, and what it could not do."""
 
     job: Job
+    largest_px: int
+    """Size of the largest member."""
     shards: int
     """Shards of the data set."""
     reports: list[ShardReport] = field(default_factory=list)
@@ -68,7 +74,8 @@ def run(config: PreencodeConfig, address: str | None = None) -> Result:
     start, config = time.perf_counter(), absolute(config)
     tars = importing.list_tars(config)
     job = make_job(config)
-    result = Result(job, shards=len(tars))
+    largest = max(member.size for member in config.members.values())
+    result = Result(job, largest, shards=len(tars))
     with state.lock(job.index_dir), log.JsonLog(log_path(config)) as events:
         for folder in (job.index_dir, job.embedding_dir):
             storage.sweep_temporary(folder)
@@ -99,7 +106,7 @@ def log_path(config: PreencodeConfig) -> str:
 
 
 def _encoder_is_published(job: Job) -> bool:
-    path = storage.join(job.embedding_dir, "encoder.json")
+    path = storage.join(job.embedding_dir, ENCODER)
     return manifest.read_if_complete(path, "encoder") is not None
 
 
@@ -110,41 +117,65 @@ def _work(
 
     from preencode.actor import EncodeActor
 
-    cores = int(ray.cluster_resources().get("CPU", 1))
-    actors = min(len(left), config.preencode.actors or cores)
-    options = {"num_cpus": 1, "num_gpus": config.preencode.gpus_per_actor}
+    gpus = config.preencode.gpus_per_actor
+    fit = actors_that_fit(ray.nodes(), gpus)
+    published = _encoder_is_published(result.job)
+    items: list[Tar | str] = [*([] if published else [ENCODER]), *(s.tar for s in left)]
 
     def start() -> ray.actor.ActorHandle:
+        options = {"num_cpus": 1, "num_gpus": gpus}
         return EncodeActor.options(**options).remote(result.job)  # type: ignore[attr-defined]
 
-    outcomes = dispatch(
-        [s.tar for s in left], start, lambda actor, tar: actor.process.remote(tar), actors
-    )
+    def call(actor: ray.actor.ActorHandle, item: Tar | str) -> ray.ObjectRef:
+        if isinstance(item, Tar):
+            return actor.process.remote(item)
+        return actor.publish_encoder.remote()
+
+    outcomes = dispatch(items, start, call, min(len(items), config.preencode.actors or fit))
     with progress.bar("index + encode", len(left), "shards") as bar, closing(outcomes):
         for outcome in outcomes:
             _record(result, outcome, events)
-            if outcome.lost is None:
+            if outcome.lost is None and outcome.item != ENCODER:
                 bar.advance(1, f"{sum(r.rows for r in result.reports):,} samples")
-    if not _encoder_is_published(result.job) and not result.failed:
-        error = cast("ImagenError | None", ray.get(start().publish_encoder.remote()))
-        if error is not None:
-            raise error
 
 
-def _record(result: Result, outcome: Outcome[Tar], events: log.JsonLog) -> None:
+def actors_that_fit(nodes: Sequence[Mapping[str, Any]], gpus: float) -> int:
+    """Return how many actors of one core and `gpus` GPUs the nodes of a cluster hold together.
+
+    Raises ConfigError when there is no room for one: Ray would wait for a larger node for ever.
+    """
+    rooms = (node["Resources"] for node in nodes if node["Alive"])
+    fit = sum(int(min(room.get("CPU", 0), _gpu_room(room.get("GPU", 0), gpus))) for room in rooms)
+    if not fit:
+        raise ConfigError(
+            f"no node of the Ray cluster has 1 CPU and {gpus:g} GPUs, which an actor needs",
+            "set preencode.gpus_per_actor to what a node has; 0 encodes on cores",
+        )
+    return fit
+
+
+def _gpu_room(there: float, gpus: float) -> float:
+    if not gpus:
+        return math.inf
+    return there // gpus if gpus >= 1 else there * int(1 / gpus + 1e-9)  # a share is of one GPU
+
+
+def _record(result: Result, outcome: Outcome[Tar | str], events: log.JsonLog) -> None:
     """Note one outcome. Raises ConfigError of an actor at once: every shard would have it."""
-    tar = outcome.item.path
+    item = str(outcome.item)
     if outcome.lost is not None:
         result.lost_actors += 1
-        events.write(event="actor_lost", tar=tar, reason=outcome.lost)
+        events.write(event="actor_lost", tar=item, reason=outcome.lost)
         return
     pid, value = outcome.value if outcome.error is None else (0, outcome.error)
     if isinstance(value, ConfigError):
         raise value
     if isinstance(value, ImagenError):
-        result.failed[tar] = value
-        events.write(event="failed", tar=tar, reason=value.message)
+        result.failed[item] = value
+        events.write(event="failed", tar=item, reason=value.message)
         return
+    if value is None:
+        return  # encoder.json, of which there is nothing to tell
     result.reports.append(value)
     events.write(
         event="shard",

@@ -57,6 +57,7 @@ def done(config: PreencodeConfig) -> Mapping[str, Any] | None:
 def run(config: PreencodeConfig) -> Imported:
     """Import the source of `config` into `<out>/data`, or find that it is there."""
     shards, body = _source(config).shards, done(config)
+    storage.sweep_temporary(config.tars)
     if body is not None:
         return _imported(config, body, fresh=False)
     _discard(config)
@@ -117,18 +118,21 @@ def _encode(samples: list[tuple[str, Any, str]]) -> Iterator[Sample]:
 def list_tars(config: PreencodeConfig) -> list[tars.Tar]:
     """Return the tar shards of a project: what its import lists, or what lies in `data.tars`.
 
-    Raises ShardError when there are none, or the import is unfinished.
+    Raises ShardError when there are none, ConfigError when the import of these settings is not
+    finished.
     """
-    body = manifest.read_if_complete(manifest_path(config), "source")
+    in_place = bool(config.data.tars)
+    body = manifest.read_if_complete(manifest_path(config), "source") if in_place else done(config)
     if body is not None:
         # the checksum, so that the same import in another place is indexed to the same bytes
         return [
             tars.Tar(storage.join(config.tars, name), f"crc32c-{entry['crc32c']}")
             for name, entry in sorted(body["files"].items())
         ]
-    if config.data.tars:
+    if in_place:
         return tars.list_tars(config.tars)
-    raise ShardError(
-        f"no finished import in `{config.tars}`",
-        "run `python -m preencode import digits CONFIG` first, or point data.tars at tars",
+    raise ConfigError(
+        f"no finished import in `{config.tars}` of this source and seed",
+        f"import first: `python -m preencode import {_source(config).name} CONFIG`, with the same "
+        "overrides; or point data.tars at tars",
     )

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from imagen import storage
 from imagen.data import index, tars
-from imagen.errors import ConfigError, ShardError
+from imagen.errors import ConfigError, ImagenError
 from imagen.project import absolute
 from preencode import importing, shard
 from preencode.config import PreencodeConfig
@@ -20,7 +20,7 @@ def plan_lines(config: PreencodeConfig) -> Iterator[str]:
     config = absolute(config)
     try:
         paths = importing.list_tars(config)
-    except ShardError as err:
+    except ImagenError as err:
         yield f"{err.message}: nothing to index yet ({err.hint})"
         return
     yield f"tar shards      {len(paths)} in {config.tars}"
@@ -71,23 +71,29 @@ def summary_lines(result: Result) -> Iterator[str]:
     if result.lost_actors:
         yield f"{result.lost_actors} actors were lost and replaced"
     if result.data is not None:
-        yield from _data_lines(result.data)
+        yield from _data_lines(result.data, result.largest_px)
     if result.embedded is not None:
         yield from _embedding_lines(result.embedded, result.job.embedding_dir)
     for tar, error in result.failed.items():
         yield f"FAILED {storage.name(tar)}: {error.message}"
         yield f"       {error.hint or 'run the same command again'}"
     if result.failed:
-        yield f"{len(result.failed)} shards failed, the data set is incomplete; what is done stays"
+        yield f"{len(result.failed)} failed, the data set is incomplete; what is done stays"
 
 
-def _data_lines(data: dict) -> Iterator[str]:
+def _data_lines(data: dict, largest_px: int) -> Iterator[str]:
     yield (
         f"samples         {data['rows']:,} ({data['train']:,} to train, "
         f"{data['heldout']:,} held out), data {data['fingerprint']}"
     )
     for reason, count in data["bad"].items():
         yield f"left out        {count:,} {reason} (see *.quarantine.jsonl in the index)"
+    small = sum(count for side, count in data["sides"].items() if int(side) < largest_px)
+    if small:
+        yield (
+            f"too small       {small:,} images are smaller than the largest member's {largest_px} "
+            "px: training gives them no weight"
+        )
 
 
 def _embedding_lines(embedded: dict, folder: str) -> Iterator[str]:

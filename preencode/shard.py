@@ -74,6 +74,7 @@ def index_manifest(job: Job, tar: Tar) -> dict[str, Any] | None:
     if body is None:
         return None
     wanted = {
+        "version": index.VERSION,
         "tar": prepared.relative_tar(job.index_dir, tar.path),
         "tar_version": tar.version,
         "heldout_share": job.heldout,
@@ -117,7 +118,6 @@ def _source(job: Job, tar: Tar, content: tars.Buffer) -> Mapping[str, Any]:
     return {
         "tar": prepared.relative_tar(job.index_dir, tar.path),
         "tar_version": tar.version,
-        "tar_bytes": len(content),
         # a remote tar is in memory anyway; readers that cache it compare their copy
         "tar_crc32c": None if storage.is_local(tar.path) else storage.crc32c(bytes(content)),
         "heldout_share": job.heldout,

@@ -224,3 +224,18 @@ def test_every_command_in_the_readme_parses_and_its_config_loads(monkeypatch):
 )
 def test_a_wrong_command_is_found(command, why, monkeypatch):
     assert why in (problem(command, monkeypatch) or "")
+
+
+@pytest.mark.parametrize("command", ["format --check", "check"])
+def test_code_is_formatted_and_clean(command):
+    words = [sys.executable, "-m", "ruff", *command.split(), "--no-cache", "."]
+    run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
+
+
+def test_the_readme_has_no_gaps_and_its_pictures_exist():
+    text = (ROOT / "README.md").read_text()
+    assert "@@" not in text
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
+    assert pictures
+    assert all((ROOT / picture).is_file() for picture in pictures)

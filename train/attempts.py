@@ -5,10 +5,12 @@ all ranks then either go on or return together. A launch is given up
 
 - at once after an error of the user's (ImagenError): it would come again;
 - after `LIMIT_BUGS` starts from the same checkpoint that ended in a Python error;
-- after `LIMIT_DEATHS` starts from the same checkpoint that ended without a word (killed, out of
-  memory, or a lost connection to a worker that was).
+- after `LIMIT_DEATHS` starts from the same checkpoint that ended before they told any progress
+  (killed, out of memory, or a lost connection to a worker that was).
 
-A new checkpoint sets the counts back, so machines may come and go for as long as there is progress.
+A start that told progress is no death, for whatever reason it ended: workers also start anew when
+machines come. A new checkpoint sets both counts back. So machines may come and go for as long as
+there is progress; Ray's own limit of failures is the only other one.
 """
 
 import json
@@ -64,13 +66,18 @@ class Launch:
     def start(self, images_seen: int) -> int:
         """Record a start from `images_seen`; return its number. Only rank 0 calls this."""
         number = len(self._records("start"))
-        self._put(f"{number:05d}.start.json", {"images_seen": images_seen})
+        self._put(f"{number:05d}.start.json", {"start": number, "images_seen": images_seen})
         return number
+
+    def alive(self, number: int) -> None:
+        """Record that start `number` has told progress. Only rank 0 calls this."""
+        self._put(f"{number:05d}.alive.json", {"start": number})
 
     def fail(self, number: int, rank: int, images_seen: int, err: Exception) -> None:
         """Record that a rank failed in start `number`."""
         record = {
             "kind": kind_of(err),
+            "start": number,
             "images_seen": images_seen,
             "message": err.message if isinstance(err, ImagenError) else str(err),
             "hint": err.hint if isinstance(err, ImagenError) else None,
@@ -78,20 +85,27 @@ class Launch:
         }
         self._put(f"{number:05d}-{rank:05d}.failure.json", record)
 
-    def given_up(self, images_seen: int) -> Exception | None:
-        """Return why a start from `images_seen` is not worth another try, or None."""
-        failures = self._records("failure")
+    def given_up(self, images_seen: int | None = None) -> Exception | None:
+        """Return why a start from `images_seen` is not worth another try, or None.
+
+        None asks about another start from where the last one was: which checkpoint can be read is
+        known to the workers only.
+        """
+        starts, failures = self._records("start"), self._records("failure")
+        if images_seen is None:
+            images_seen = starts[-1]["images_seen"] if starts else 0
         for failure in failures:
             if failure["kind"] == "user":
                 return ImagenError(failure["message"], failure["hint"])
         bugs = [f for f in failures if f["kind"] == "bug" and f["images_seen"] == images_seen]
-        if len(bugs) >= LIMIT_BUGS:
+        if len({bug["start"] for bug in bugs}) >= LIMIT_BUGS:  # many ranks may tell of one bug
             return WorkerFailed(bugs[-1]["traceback"])
-        starts = [s for s in self._records("start") if s["images_seen"] == images_seen]
-        if len(starts) >= LIMIT_DEATHS:
+        alive = {record["start"] for record in self._records("alive")}
+        deaths = {s["start"] for s in starts if s["images_seen"] == images_seen} - alive
+        if len(deaths) >= LIMIT_DEATHS:
             return ImagenError(
-                f"workers died {len(starts)} times in a row at {images_seen} images without an "
-                f"error of their own (`{self.folder}`)",
+                f"workers died {len(deaths)} times at {images_seen} images before any progress, "
+                f"without an error of their own (`{self.folder}`)",
                 "too little memory is the usual reason: lower `microbatch`; "
                 "if machines were taken away, run the same command again",
             )

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 
-from imagen.data.order import rank_slice
 from imagen.errors import ConfigError
 from imagen.project import ProjectConfig
 
@@ -93,11 +92,6 @@ class TrainConfig:
     def total(self) -> int:
         """Images of the whole run: `images` rounded up to whole global batches."""
         return self.steps * self.global_batch
-
-    def microbatches(self, world_size: int) -> list[int]:
-        """Return the number of forward passes of each rank in one step."""
-        shares = (rank_slice(self.global_batch, r, world_size) for r in range(world_size))
-        return [-(-(stop - start) // self.microbatch) for start, stop in shares]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,10 +16,11 @@ import torch
 from imagen import storage
 from runtime import progress
 from train import rundir
-from train.attempts import Launch, WorkerFailed
+from train.attempts import WorkerFailed
+from train.job import Job
 from train.logs import LOG
 from train.loop import World
-from train.worker import Job, run_rank
+from train.worker import run_rank
 
 MAX_FAILURES = 100
 """Worker failures in one call of Ray Train; after progress, it is called again."""
@@ -63,25 +64,30 @@ def room(wants: Mapping[str, float], cluster: Mapping[str, float]) -> int:
 
 def fit(job: Job) -> None:
     """Train until the run is done. Raises what made the launch give up."""
-    launch = Launch(job.run_dir, job.launch)
-    cluster = ray.cluster_resources()
-    wants = resources(job, cluster)
-    if (there := room(wants, cluster)) < job.train.workers[0]:
-        print(
-            f"waiting for machines: {job.train.workers[0]} workers of {wants} are wanted, "
-            f"there is room for {there}",
-            file=sys.stderr,
-        )
     before, failure = -1, None
     while rundir.finished(job.run_dir) is None:
         newest = rundir.newest_images(job.run_dir)
-        why = launch.given_up(newest)
+        why = job.attempts.given_up()
         if why is not None:
             raise why
         if newest <= before:
             end = f"Ray Train ended at {newest} of {job.train.total} images"
             raise failure or WorkerFailed(end)
-        before, failure = newest, _fit_once(job, wants)
+        before, failure = newest, _fit_once(job, _plan(job, ray.cluster_resources()))
+
+
+def _plan(job: Job, cluster: Mapping[str, float]) -> dict[str, float]:
+    """Return what one worker takes, and tell people: a cluster may change between two calls."""
+    wants = resources(job, cluster)
+    fewest, most = job.train.workers
+    there, kind = room(wants, cluster), "GPU" if "GPU" in wants else "CPU"
+    wait = "waiting for machines: " if there < fewest else ""
+    print(
+        f"train {job.member} on {kind}s: {wait}{fewest} to {most} workers of {wants} are wanted, "
+        f"there is room for {there}",
+        file=sys.stderr,
+    )
+    return wants
 
 
 def _fit_once(job: Job, wants: dict[str, float]) -> Exception | None:
@@ -91,8 +97,7 @@ def _fit_once(job: Job, wants: dict[str, float]) -> Exception | None:
     """
     storage_path = _ray_folder(job)
     trainer = _trainer(job, wants, storage_path)
-    launch = Launch(job.run_dir, job.launch)
-    _release(launch.reserve(f"train-{trainer.train_run_context.run_id}"))
+    _release(job.attempts.reserve(f"train-{trainer.train_run_context.run_id}"))
     failures: list[Exception] = []
 
     def call() -> None:
@@ -133,7 +138,7 @@ def _ray_folder(job: Job) -> str:
         return tempfile.mkdtemp(prefix="imagen-train-")
     folder = storage.join(storage.local(job.run_dir), ".ray")
     shutil.rmtree(folder, ignore_errors=True)  # of a killed run
-    os.makedirs(folder)
+    os.makedirs(folder, exist_ok=True)  # where a dying worker of it still writes
     return folder
 
 

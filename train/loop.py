@@ -50,9 +50,22 @@ class Interval:
     """What happened since the last look, on one rank."""
 
     loss: torch.Tensor
-    """Sum of the losses of good samples, float64."""
-    good: int = 0
+    """Sum of the losses of good samples that are finite, float64."""
+    good: torch.Tensor
+    """How many these are, int64."""
     bad: list[tuple[str, str]] = field(default_factory=list)
+
+    @classmethod
+    def empty(cls, device: torch.device) -> "Interval":
+        """Return an interval in which nothing has happened yet."""
+        zero = torch.zeros((), dtype=torch.float64, device=device)
+        return cls(zero, zero.to(torch.int64))
+
+    def add(self, losses: torch.Tensor, weight: torch.Tensor) -> None:
+        """Count weighted losses (b,) with their weights (b,), 0 for bad samples."""
+        finite = losses.isfinite()
+        self.loss += losses.where(finite, 0.0).sum()
+        self.good += (finite & (weight > 0)).sum()
 
 
 @dataclass(slots=True)
@@ -85,7 +98,7 @@ class Trainer:
         self.counts = Counts()
         self.skipped_in_a_row = 0
         self.last: dict[str, float] = {}
-        self.interval = self._new_interval()
+        self.interval = Interval.empty(world.device)
         self.model = self._wrap()
 
     def _wrap(self) -> nn.Module:
@@ -93,9 +106,6 @@ class Trainer:
             return self.net
         ids = [self.world.device.index] if self.world.device.type == "cuda" else None
         return DistributedDataParallel(self.net, device_ids=ids, gradient_as_bucket_view=True)
-
-    def _new_interval(self) -> Interval:
-        return Interval(torch.zeros((), dtype=torch.float64, device=self.world.device))
 
     def step(self, parts: list[Microbatch]) -> None:
         """Take one optimizer step on this rank's share of the next global batch."""
@@ -115,10 +125,9 @@ class Trainer:
                 self._seed_dropout(i)
                 batch = to_device(part, self.world.device)
                 weight = part.weight.to(self.world.device)
-                losses = (loss(self.model, self.member, batch) * weight).sum()
-                (losses * share).backward()
-            self.interval.loss += losses.detach()
-            self.interval.good += len(part.weight) - len(part.bad)
+                losses = loss(self.model, self.member, batch) * weight
+                (losses.sum() * share).backward()
+            self.interval.add(losses.detach(), weight)
             self.interval.bad += part.bad
 
     def _no_sync(self) -> contextlib.AbstractContextManager:
@@ -165,10 +174,11 @@ class Trainer:
     def look(self) -> tuple[float, list[tuple[str, str]]]:
         """Return the mean loss and the bad samples since the last look, over all ranks.
 
-        All ranks call this at the same steps.
+        Losses that are not finite are left out; their steps are counted as skipped. NaN when there
+        was no other. All ranks call this at the same steps.
         """
-        mine = (float(self.interval.loss), self.interval.good, self.interval.bad)
-        self.interval = self._new_interval()
+        mine = (float(self.interval.loss), int(self.interval.good), self.interval.bad)
+        self.interval = Interval.empty(self.world.device)
         losses, good, bad = zip(*self.world.gather(mine), strict=True)
         self.counts.bad_samples += sum(map(len, bad))
         mean = sum(losses) / sum(good) if sum(good) else float("nan")

@@ -52,6 +52,15 @@ def recipe(config: TrainStageConfig, member: str) -> dict[str, Any]:
     return {key: value for key, value in tree.items() if key not in free + intervals}
 
 
+def recipes(
+    earlier: list[dict[str, Any]], images_seen: int, now: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Return `{from, recipe}` of each recipe of a run, with `now` from `images_seen` on."""
+    if earlier and not differences(earlier[-1]["recipe"], now):
+        return earlier
+    return [*earlier, {"from": images_seen, "recipe": now}]
+
+
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     """Return `key: was x, is y` for each difference, nested keys dotted."""
     lines = []

@@ -1,7 +1,5 @@
 """The train stage: what is to do, what is done, and doing it."""
 
-import dataclasses
-import os
 import time
 import uuid
 from typing import Any
@@ -10,14 +8,15 @@ import torch
 
 from imagen import config as configs
 from imagen import storage
-from imagen.errors import ConfigError, ShardError
+from imagen.errors import ConfigError, ImagenError, ShardError
 from imagen.network.unet import build
+from imagen.project import absolute
 from runtime import session
 from runtime.state import StageState, is_locked, lock
 from train import rundir
 from train.config import TrainStageConfig
 from train.data import shares
-from train.worker import Inputs, Job
+from train.job import Inputs, Job
 
 PROBE = 8
 """Samples that are read before machines are asked for."""
@@ -26,13 +25,13 @@ PROBE = 8
 def state(config: TrainStageConfig, member: str) -> StageState:
     """Return how far the training of a member is, from its run directory."""
     run_dir, total = config.run_dir(member), config.of(member).total
-    done, seen = rundir.finished(run_dir), rundir.newest_images(run_dir)
+    seen, (done, damage) = rundir.newest_images(run_dir), _finished(run_dir)
     pid = is_locked(run_dir)
     if pid is not None:
         status, detail = "running", f"{seen:,} of {total:,} images, process {pid}"
     elif done is None:
-        status = "partial" if seen else "missing"
-        detail = f"{seen:,} of {total:,} images"
+        status = "partial" if seen or damage else "missing"
+        detail = damage or f"{seen:,} of {total:,} images"
     else:
         reasons = _stale(config, member, done)
         status = "stale" if reasons else "done"
@@ -41,11 +40,19 @@ def state(config: TrainStageConfig, member: str) -> StageState:
     return StageState(stage=f"train {member}", status=status, detail=detail, outputs=snapshot)
 
 
+def _finished(run_dir: str) -> tuple[dict[str, Any] | None, str]:
+    """Return the manifest of a finished run, else None, and why it cannot be read."""
+    try:
+        return rundir.finished(run_dir), ""
+    except ImagenError as err:
+        return None, err.message
+
+
 def _stale(config: TrainStageConfig, member: str, done: dict[str, Any]) -> list[str]:
     """Return why a finished run is not what the config asks for."""
     try:
         wanted = Inputs.open(config, member).identity
-    except ShardError as err:
+    except ImagenError as err:
         return [err.message]
     old, new = done["recipe"], rundir.recipe(config, member)
     return rundir.differences(done["identity"], wanted) + rundir.differences(old, new)
@@ -167,14 +174,3 @@ def run(config: TrainStageConfig, member: str, address: str | None = None) -> bo
 
             fit(Job(config, member, launch))
     return True
-
-
-def absolute(config: TrainStageConfig) -> TrainStageConfig:
-    """Return a config whose local paths mean the same in any process's folder."""
-
-    def resolve(path: str) -> str:
-        return os.path.abspath(storage.local(path)) if storage.is_local(path) else path
-
-    tars = config.data.tars and resolve(config.data.tars)
-    data = dataclasses.replace(config.data, tars=tars)
-    return dataclasses.replace(config, out=resolve(config.out), data=data)

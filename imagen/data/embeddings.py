@@ -16,6 +16,7 @@ of the empty caption; `manifest.json` (kind "embedding-set") says that all shard
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,8 @@ import numpy as np
 from imagen import config, manifest, storage
 from imagen.data import arrays
 from imagen.data.index import manifest_path
-from imagen.data.prepared import Prepared
-from imagen.errors import ShardError
+from imagen.data.prepared import OPEN_SHARDS, Prepared
+from imagen.errors import ConfigError, ShardError
 from imagen.text.config import TextConfig
 
 _RUN = "run `python -m preencode CONFIG` with this config"
@@ -110,7 +111,7 @@ class EmbeddingSet:
         self.names = list(digests)
         null = storage.join(folder, "null.npy")
         self.null: np.ndarray = arrays.open_npy(null, encoder["files"]["null.npy"], cache)
-        self._open: dict[int, EmbeddingShard] = {}
+        self._shard = lru_cache(OPEN_SHARDS)(self._open_shard)
 
     @classmethod
     def find(
@@ -133,7 +134,11 @@ class EmbeddingSet:
         return cls(folder, encoder, {name: shards[name]["digest"] for name in names}, cache)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}
+        return {key: value for key, value in self.__dict__.items() if key != "_shard"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._shard = lru_cache(OPEN_SHARDS)(self._open_shard)
 
     def tokens(self, shard: int, row: int) -> np.ndarray:
         """Return the embedding of one sample's caption, (l, d) float16, a view of the file."""
@@ -145,13 +150,8 @@ class EmbeddingSet:
         """Return the keys of a shard by row, UTF-8 bytes."""
         return self._shard(shard).keys
 
-    def _shard(self, shard: int) -> EmbeddingShard:
-        opened = self._open.get(shard)
-        if opened is None:
-            opened = self._open[shard] = self._open_shard(self.names[shard])
-        return opened
-
-    def _open_shard(self, name: str) -> EmbeddingShard:
+    def _open_shard(self, shard: int) -> EmbeddingShard:
+        name = self.names[shard]
         body = manifest.read(manifest_path(self.folder, name), "embeddings")
         if (body["encoder"], body["digest"]) != (self.fingerprint, self.digests[name]):
             raise ShardError(
@@ -171,15 +171,14 @@ class EmbeddingSet:
 def _choose(root: str, text: TextConfig) -> tuple[str, dict[str, Any]]:
     """Return the one folder below `root` whose embeddings are by `text`, and its encoder.json."""
     there = [(f, e) for f in storage.listdir(root) if (e := _encoder(storage.join(root, f)))]
-    wanted = config.to_tree(text)
-    matching = [(f, e) for f, e in there if e["text"] == wanted]
+    matching = [(f, e) for f, e in there if _text(e) == text]
     if not there:
         raise ShardError(f"no embeddings in `{root}`", _RUN)
     if not matching:
-        found = "; ".join(f"{f}: {_describe(e['text'])}" for f, e in there)
+        found = "; ".join(f"{f}: {_describe(_text(e))}" for f, e in there)
         raise ShardError(
             f"`{root}` holds embeddings of another encoder: {found}; "
-            f"the config wants {_describe(wanted)}",
+            f"the config wants {_describe(text)}",
             _RUN + ", or set text to what the embeddings were made with",
         )
     if len(matching) > 1:
@@ -196,9 +195,19 @@ def _encoder(folder: str) -> dict[str, Any] | None:
     return manifest.read(path, "encoder") if storage.exists(path) else None
 
 
-def _describe(tree: Mapping[str, Any]) -> str:
-    revision = f" at {tree['revision']}" if tree["revision"] else ""
-    return f"{tree['encoder']}{revision} (max_tokens {tree['max_tokens']}, {tree['dtype']})"
+def _text(encoder: Mapping[str, Any]) -> TextConfig | None:
+    """Return whose embeddings these are; None when a newer version of this code made them."""
+    try:
+        return config.build(TextConfig, encoder["text"])  # fields that came later: their defaults
+    except ConfigError:
+        return None
+
+
+def _describe(text: TextConfig | None) -> str:
+    if text is None:
+        return "an encoder that this version does not know"
+    revision = f" at {text.revision}" if text.revision else ""
+    return f"{text.encoder}{revision} (max_tokens {text.max_tokens}, {text.dtype})"
 
 
 def _check_join(folder: str, shards: Mapping[str, Any], prepared: Prepared) -> None:

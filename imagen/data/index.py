@@ -25,6 +25,9 @@ from imagen.data.samples import Bad, Sample, examine, read_caption
 from imagen.data.tars import Buffer, list_members
 from imagen.errors import ShardError
 
+VERSION = 2
+"""Raise it when the files or what is left out change: shards of another version are done again."""
+
 ROW = np.dtype(
     [
         ("image_offset", "<i8"),
@@ -33,11 +36,12 @@ ROW = np.dtype(
         ("caption_bytes", "<u4"),
         ("caption_json", "?"),
         ("heldout", "?"),
-        ("width", "<u4"),
-        ("height", "<u4"),
     ]
 )
-"""One sample: byte ranges in the tar, is the caption in a `.json`, split, size in pixels."""
+"""One sample: byte ranges in the tar, is the caption in a `.json`, split."""
+
+LARGEST_PX = 1024
+"""Images are told apart by size up to this one, the largest a member is trained at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,11 @@ class ShardIndex:
     captions: list[str]
     bad: list[Bad]
     plain: bool
+    tar_bytes: int
+    images_crc32c: str
+    """Of the bytes of all images in the order of rows."""
+    sides: dict[str, int]
+    """Shorter side in pixels, at most `LARGEST_PX`, to number of images."""
 
     @property
     def digest(self) -> str:
@@ -77,27 +86,35 @@ def index_tar(tar: Buffer, where: str, heldout: float) -> ShardIndex:
     listing = list_members(tar, where)
     examined = examine(tar, listing.members)
     good = [s for s in examined if isinstance(s, Sample)]
+    bad = [b for b in examined if isinstance(b, Bad)]
     if not good:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in _count(bad).items())
         raise ShardError(
-            f"tar `{where}` holds no usable sample ({len(examined)} unusable)",
+            f"tar `{where}` holds no usable sample: {reasons or 'it is empty'}",
             "a sample is KEY.jpg (or .png, .webp) and KEY.txt; take the tar out of the folder",
         )
+    images = (tar[s.image.offset : s.image.offset + s.image.size] for s in good)
+    sides = Counter(min(s.width, s.height, LARGEST_PX) for s in good)
     return ShardIndex(
         rows=np.array([_row(s, heldout) for s in good], dtype=ROW),
         keys=np.array([s.key.encode("utf8", "surrogateescape") for s in good], dtype="S"),
         captions=[s.text for s in good],
-        bad=[b for b in examined if isinstance(b, Bad)],
+        bad=bad,
         plain=listing.plain,
+        tar_bytes=len(tar),
+        images_crc32c=storage.crc32c_of(images),
+        sides={str(side): sides[side] for side in sorted(sides)},
     )
+
+
+def _count(bad: Iterable[Bad]) -> dict[str, int]:
+    return dict(sorted(Counter(b.reason for b in bad).items()))
 
 
 def _row(s: Sample, heldout: float) -> tuple:
     held = is_heldout(s.key, heldout)
     image, text = s.image, s.caption
-    return (
-        *(image.offset, image.size, text.offset, text.size),
-        *(s.caption_is_json, held, s.width, s.height),
-    )
+    return image.offset, image.size, text.offset, text.size, s.caption_is_json, held
 
 
 def manifest_path(folder: str, name: str) -> str:
@@ -119,14 +136,18 @@ def publish(folder: str, name: str, index: ShardIndex, source: Mapping[str, Any]
     heldout = int(index.rows["heldout"].sum())
     body = {
         "shard": name,
+        "version": VERSION,
         **source,
+        "tar_bytes": index.tar_bytes,
         "rows": len(index.rows),
         "train": len(index.rows) - heldout,
         "heldout": heldout,
         "plain": index.plain,
         "digest": index.digest,
+        "images_crc32c": index.images_crc32c,
+        "sides": index.sides,
         "empty": sum(not text for text in index.captions),
-        "bad": dict(sorted(Counter(b.reason for b in index.bad).items())),
+        "bad": _count(index.bad),
         "files": manifest.put_files(folder, files),
     }
     manifest.write(manifest_path(folder, name), "index", body)
@@ -154,9 +175,9 @@ def captions(tar: Buffer, rows: np.ndarray) -> list[str]:
     ]
 
 
-def total_bad(shards: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Add up the samples left out of many shards, by reason."""
-    total: Counter[str] = Counter()
+def total(shards: Sequence[Mapping[str, Any]], key: str) -> dict[str, int]:
+    """Add up the counts `bad` or `sides` of many shards."""
+    added: Counter[str] = Counter()
     for shard in shards:
-        total.update(shard["bad"])
-    return dict(sorted(total.items()))
+        added.update(shard[key])
+    return dict(sorted(added.items()))

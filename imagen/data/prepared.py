@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +15,12 @@ from imagen.errors import ShardError
 
 Split = Literal["train", "heldout"]
 
+OPEN_SHARDS = 256
+"""Shards whose arrays a process keeps open, those used last."""
+
+
+_COUNTS = ("rows", "train", "heldout")
+
 
 @dataclass(frozen=True, slots=True)
 class ShardInfo:
@@ -25,6 +32,8 @@ class ShardInfo:
     train: int
     heldout: int
     digest: str
+    """Of its (key, caption) rows: what its embeddings are of."""
+    images_crc32c: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +59,18 @@ def resolve_tar(index_dir: str, stored: str) -> str:
 
 def publish(index_dir: str, shards: Sequence[Mapping[str, Any]], heldout: float) -> dict[str, Any]:
     """Write the manifest of a data set, last of all, from the manifests of its shards."""
+    identity = [[s[k] for k in ("shard", "digest", "images_crc32c")] for s in shards]
     body = {
-        "fingerprint": manifest.fingerprint(
-            {"shards": [[s["shard"], s["digest"]] for s in shards], "heldout": heldout}
-        ),
+        "version": index.VERSION,
+        "fingerprint": manifest.fingerprint({"shards": identity, "heldout": heldout}),
         "heldout_share": heldout,
-        **{key: sum(s[key] for s in shards) for key in ("rows", "train", "heldout", "empty")},
-        "bad": index.total_bad(shards),
+        **{key: sum(s[key] for s in shards) for key in (*_COUNTS, "empty")},
+        "bad": index.total(shards, "bad"),
+        "sides": index.total(shards, "sides"),
         "shards": [
             {
                 "name": s["shard"],
-                **{k: s[k] for k in ("tar", "rows", "train", "heldout", "digest")},
+                **{k: s[k] for k in ("tar", *_COUNTS, "digest", "images_crc32c")},
             }
             for s in shards
         ],
@@ -79,13 +89,13 @@ class Prepared:
         self.shards = [
             ShardInfo(**{**s, "tar": resolve_tar(self.index_dir, s["tar"])}) for s in body["shards"]
         ]
-        self._open: dict[int, _Shard] = {}
+        self._shard = lru_cache(OPEN_SHARDS)(self._open_shard)
 
     @classmethod
     def open(cls, index_dir: str, cache: str | None = None) -> "Prepared":
         """Open a finished index. Remote tars are copied into the local folder `cache` when given.
 
-        Raises ShardError when the index is missing or unfinished.
+        Raises ShardError when the index is missing, unfinished or of another version.
         """
         path = storage.join(index_dir.rstrip("/"), "manifest.json")
         if not storage.exists(path):
@@ -93,10 +103,21 @@ class Prepared:
                 f"no finished index in `{index_dir}`",
                 "run `python -m preencode CONFIG`: it finishes what is missing",
             )
-        return cls(index_dir, manifest.read(path, "dataset"), cache)
+        body = manifest.read(path, "dataset")
+        if body.get("version") != index.VERSION:
+            raise ShardError(
+                f"the index in `{index_dir}` is of version {body.get('version', 1)}, this code "
+                f"reads version {index.VERSION}",
+                "run `python -m preencode CONFIG`: it indexes the tars again",
+            )
+        return cls(index_dir, body, cache)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}
+        return {key: value for key, value in self.__dict__.items() if key != "_shard"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._shard = lru_cache(OPEN_SHARDS)(self._open_shard)
 
     def rows(self, shard: int, split: Split) -> np.ndarray:
         """Return the rows of a split, ascending, int32."""
@@ -131,30 +152,31 @@ class Prepared:
         """The header is read with the image, so a replaced tar shows at the first sample."""
         found = split_name(header_name(header))
         if found is None or found[0] != self.key(shard, row):
-            raise ShardError(
-                f"tar `{self.shards[shard].tar}` has changed since it was indexed: row {row} "
-                f"is no longer `{self.key(shard, row)}`",
-                f"delete `{index.manifest_path(self.index_dir, self.shards[shard].name)}` "
-                "and run `python -m preencode CONFIG`",
+            raise self._changed(
+                self.shards[shard], f"row {row} is no longer `{self.key(shard, row)}`"
             )
 
-    def _shard(self, shard: int) -> _Shard:
-        opened = self._open.get(shard)
-        if opened is None:
-            opened = self._open[shard] = self._open_shard(self.shards[shard])
-        return opened
+    def _changed(self, info: ShardInfo, how: str) -> ShardError:
+        return ShardError(
+            f"tar `{info.tar}` has changed since it was indexed: {how}",
+            f"delete `{index.manifest_path(self.index_dir, info.name)}` "
+            "and run `python -m preencode CONFIG`",
+        )
 
-    def _open_shard(self, info: ShardInfo) -> _Shard:
+    def _open_shard(self, shard: int) -> _Shard:
+        info = self.shards[shard]
         rows, keys, body = index.load(self.index_dir, info.name, self.cache)
-        if body["digest"] != info.digest:
+        if (body["digest"], body["images_crc32c"]) != (info.digest, info.images_crc32c):
             raise ShardError(
-                f"index of shard {info.name} in `{self.index_dir}` is of other captions than the "
+                f"index of shard {info.name} in `{self.index_dir}` is of other samples than the "
                 "data set's manifest says",
                 "run `python -m preencode CONFIG` again",
             )
         tar = info.tar
         if self.cache is not None and not storage.is_local(tar):
             tar = storage.localize(tar, self.cache, body["tar_crc32c"])
+        if (found := storage.size(tar)) != body["tar_bytes"]:
+            raise self._changed(info, f"it has {found} bytes, not {body['tar_bytes']}")
         held = rows["heldout"]
         splits = {
             "train": np.flatnonzero(~held).astype(np.int32),

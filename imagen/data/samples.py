@@ -64,7 +64,7 @@ def read_caption(raw: bytes, is_json: bool) -> str:
 def examine(tar: Buffer, members: Iterable[Member]) -> list[Sample | Bad]:
     """Return the samples of a tar in the order in which their keys first appear."""
     members = list(members)
-    found = [bad for member in members if (bad := _without_key(member))]
+    found: list[Sample | Bad] = [bad for member in members if (bad := _without_key(member))]
     for key, (parts, repeats) in _group(members).items():
         try:
             found.append(_sample(tar, key, parts))

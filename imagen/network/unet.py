@@ -228,6 +228,7 @@ class UNet(nn.Module):
 def build(config: UNetConfig) -> UNet:
     """Return a freshly initialised network (torch's global generator decides its weights).
 
-    Its convolutions are channels-last: measured 1.2-1.3x faster on CPU, and what GPUs want.
+    Its convolutions are channels-last: faster on CPUs for the larger members
+    (benchmarks/STEP_EPYC2_202611.md), and what GPUs want.
     """
     return UNet(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

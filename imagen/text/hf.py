@@ -106,7 +106,7 @@ def _from_hub(text: TextConfig, download: bool) -> str:
     except HFValidationError as err:
         raise ConfigError(
             f"text.encoder `{text.encoder}` is no folder and no name on the Hugging Face hub",
-            f"use `{TINY_T5}`, a name such as `google/t5-v1_1-xl`, or the path of a folder",
+            f"use `{TINY_T5}`, a name such as `google/flan-t5-xl`, or the path of a folder",
         ) from err
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as err:
         reason = (str(err).strip().splitlines() or [type(err).__name__])[-1]

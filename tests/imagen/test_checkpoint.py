@@ -86,6 +86,20 @@ def test_a_torn_newest_checkpoint_falls_back_with_a_warning(tmp_path: Path, torn
     assert found.images_seen == 1
 
 
+def test_who_asks_is_told_what_is_skipped_and_why(tmp_path: Path):
+    for images_seen in (1, 2, 3):
+        checkpoint.save(str(tmp_path), images_seen, TENSORS, {})
+    data_file(str(tmp_path), 3).unlink()
+    data_file(str(tmp_path), 2).write_bytes(b"")
+    skipped: list[tuple[int, str]] = []
+    found = checkpoint.latest(str(tmp_path), lambda *about: skipped.append(about))
+    assert found is not None
+    assert found.images_seen == 1
+    assert [images_seen for images_seen, _ in skipped] == [3, 2]
+    assert "does not exist" in skipped[0][1]
+    assert "has 0 bytes" in skipped[1][1]
+
+
 def test_without_its_manifest_a_checkpoint_is_not_there(tmp_path: Path):
     checkpoint.save(str(tmp_path), 1, TENSORS, {})
     data_file(str(tmp_path), 1).with_name(checkpoint.MANIFEST).unlink()

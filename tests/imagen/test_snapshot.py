@@ -1,10 +1,11 @@
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from imagen import snapshot
-from imagen.errors import CheckpointError
+from imagen.errors import CheckpointError, StorageError
 from imagen.member import MemberConfig
 from imagen.network.unet import UNetConfig
 
@@ -24,6 +25,12 @@ CONFIG = MemberConfig(
 )
 WEIGHTS = {"a.weight": torch.randn(3, 4), "a.bias": torch.zeros(3)}
 PROVENANCE = {"encoder_fingerprint": "00ff", "images_seen": 80}
+OTHER = {name: tensor + 1 for name, tensor in WEIGHTS.items()}
+
+
+def data_file(folder: Path) -> Path:
+    (path,) = folder.glob("weights-*.safetensors")
+    return path
 
 
 @pytest.mark.parametrize("place", ["local", "memory"])
@@ -38,17 +45,45 @@ def test_what_is_saved_is_loaded(tmp_path: Path, place: str):
 def test_the_same_weights_make_the_same_files(tmp_path: Path):
     for folder in ("a", "b"):
         snapshot.save(str(tmp_path / folder), "base", CONFIG, WEIGHTS, PROVENANCE)
-    for name in (snapshot.MANIFEST, snapshot.WEIGHTS):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    one, other = ({p.name: p.read_bytes() for p in (tmp_path / f).iterdir()} for f in "ab")
+    assert one == other
+    assert len(one) == 2
+
+
+def test_a_writer_that_is_killed_before_its_manifest_tears_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    snapshot.save(str(tmp_path), "base", CONFIG, WEIGHTS, PROVENANCE)
+    publish = os.replace
+
+    def only_data(temp: str, path: str) -> None:
+        if path.endswith(snapshot.MANIFEST):
+            raise OSError("killed")
+        publish(temp, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", only_data)
+        with pytest.raises(StorageError, match="killed"):
+            snapshot.save(str(tmp_path), "base", CONFIG, OTHER, PROVENANCE)
+    assert torch.equal(snapshot.load(str(tmp_path)).state_dict["a.bias"], WEIGHTS["a.bias"])
+
+
+def test_a_snapshot_saved_again_leaves_nothing_of_the_one_before(tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("somebody's")
+    for weights in (WEIGHTS, OTHER):
+        snapshot.save(str(tmp_path), "base", CONFIG, weights, PROVENANCE)
+    assert torch.equal(snapshot.load(str(tmp_path)).state_dict["a.bias"], OTHER["a.bias"])
+    kept = {data_file(tmp_path).name, snapshot.MANIFEST, "notes.txt"}
+    assert {path.name for path in tmp_path.iterdir()} == kept
 
 
 def test_a_flipped_byte_is_a_checkpoint_error(tmp_path: Path):
     snapshot.save(str(tmp_path), "base", CONFIG, WEIGHTS, PROVENANCE)
-    path = tmp_path / snapshot.WEIGHTS
+    path = data_file(tmp_path)
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"weights.safetensors.*checksum"):
+    with pytest.raises(CheckpointError, match=r"weights-\w+.safetensors.*checksum"):
         snapshot.load(str(tmp_path))
 
 

@@ -5,7 +5,12 @@ import sys
 import time
 import uuid
 from pathlib import Path
+from typing import ClassVar
 
+import fsspec
+import fsspec.implementations.memory
+import gcsfs.retry
+import google.auth.exceptions
 import pytest
 
 from imagen import storage
@@ -42,11 +47,77 @@ def test_if_absent_writes_once_and_then_never_again(folder):
     assert storage.get(path) == b"first"
 
 
-def test_a_range_is_read_without_the_rest(folder):
+def test_if_absent_tells_whether_the_file_holds_the_data_whoever_wrote_it(folder):
+    path = storage.join(folder, "x")
+    storage.put(path, b"same")
+    assert storage.put(path, b"same", if_absent=True) is True
+    assert storage.put(path, b"other", if_absent=True) is False
+    assert storage.get(path) == b"same"
+
+
+def test_a_range_holds_its_bytes_alone(folder):
     path = storage.join(folder, "x")
     storage.put(path, b"0123456789")
     assert storage.get_range(path, 3, 4) == b"3456"
     assert storage.get_range(path, 10, 0) == b""
+
+
+def test_a_range_of_a_local_file_is_read_without_the_rest(tmp_path):
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.truncate(2**40)  # nobody has the memory to read it whole
+    assert storage.get_range(str(path), 2**39, 4) == bytes(4)
+
+
+class Bucket(fsspec.implementations.memory.MemoryFileSystem):
+    """A store that notes the ranges it is asked for, and fails as gcsfs does, on request."""
+
+    protocol = "bucket"
+    cachable = False
+    asked: ClassVar[list] = []
+    error: ClassVar[Exception | None] = None
+
+    def cat_file(self, path, start=None, end=None, **_):
+        if self.error is not None:
+            raise self.error
+        self.asked.append((start, end))
+        return super().cat_file(path, start, end)
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    fsspec.register_implementation("bucket", Bucket, clobber=True)
+    monkeypatch.setattr(Bucket, "asked", [])
+    url = f"bucket://{uuid.uuid4().hex}/x"
+    storage.put(url, b"0123456789")
+    return url
+
+
+def test_a_range_of_an_object_is_asked_for_without_the_rest(bucket):
+    assert storage.get_range(bucket, 3, 4) == b"3456"
+    assert Bucket.asked == [(3, 7)]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        gcsfs.retry.HttpError({"code": 503, "message": "backend"}),
+        google.auth.exceptions.RefreshError("token"),
+    ],
+)
+def test_what_a_store_raises_of_its_own_is_a_storage_error_with_a_hint(bucket, monkeypatch, error):
+    monkeypatch.setattr(Bucket, "error", error)
+    with pytest.raises(
+        StorageError,
+        match=rf"cannot read `{bucket}`: {type(error).__name__}: \w+(.|\n)*credentials",
+    ):
+        storage.get(bucket)
+
+
+def test_a_bug_on_a_local_path_keeps_its_traceback(tmp_path):
+    with pytest.raises(TypeError):
+        storage.put(str(tmp_path / "x"), "text")  # type: ignore[arg-type]
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_range_past_the_end_is_an_error_with_the_byte(folder):

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from imagen import storage
 from imagen.config import load_config
 from imagen.data.tars import write_tar
 from imagen.text.config import TextConfig
@@ -64,14 +65,14 @@ def tars(tmp_path, sample) -> Callable[..., Path]:
 
 @pytest.fixture
 def contents() -> Callable[[Path], dict[str, bytes]]:
-    """All files below the index and embedding folders of a project, locks left out."""
+    """All files below the index and embedding folders of a project, without locks and leftovers."""
 
     def read(out: Path) -> dict[str, bytes]:
         found = [p for part in ("index", "embeddings") for p in (out / part).rglob("*")]
         return {
             str(p.relative_to(out)): p.read_bytes()
             for p in found
-            if p.is_file() and p.name != ".lock"
+            if p.is_file() and p.name != ".lock" and storage.TEMP_MARK not in p.name
         }
 
     return read

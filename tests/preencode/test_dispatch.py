@@ -24,6 +24,8 @@ def worker(cluster):
             if kind == "once" and not Path(marker).exists():
                 Path(marker).touch()
                 os._exit(1)
+            if kind == "bug":
+                raise KeyError("a bug")
             if kind == "slow":
                 time.sleep(0.3)
             return item.upper()
@@ -67,15 +69,34 @@ def test_more_actors_than_cores_do_not_block_the_end(worker):
     assert len(outcomes) == 6
 
 
-def test_leaving_early_ends_the_actors(worker):
+def wait_for_free_cores() -> None:
     import ray
 
+    deadline = time.monotonic() + 20
+    while ray.available_resources().get("CPU", 0) < 2:
+        assert time.monotonic() < deadline, "an actor still holds its core"
+        time.sleep(0.1)
+
+
+def test_an_exception_in_an_actor_is_raised_with_its_traceback_and_ends_the_actors(worker):
+    outcomes = dispatch(
+        ["a", "bug", "slow1", "slow2"],
+        worker.remote,
+        lambda actor, item: actor.work.remote(item),
+        1,
+    )
+    assert next(outcomes).value == "A"  # what is done stays
+    with pytest.raises(KeyError, match="a bug") as caught:
+        next(outcomes)
+    assert "test_dispatch.py" in str(caught.value.__cause__)
+    assert "in work" in str(caught.value.__cause__)
+    wait_for_free_cores()
+
+
+def test_leaving_early_ends_the_actors(worker):
     outcomes = dispatch(
         ["slow1", "slow2", "a"], worker.remote, lambda actor, item: actor.work.remote(item), 2
     )
     next(outcomes)
     outcomes.close()
-    deadline = time.monotonic() + 20
-    while ray.available_resources().get("CPU", 0) < 2:
-        assert time.monotonic() < deadline, "an actor still holds its core"
-        time.sleep(0.1)
+    wait_for_free_cores()

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagen import storage
 from imagen.data.embeddings import EmbeddingSet
 from imagen.data.prepared import Prepared
 from imagen.data.tars import write_tar
 from imagen.errors import ConfigError, StorageError
 from imagen.text.encoder import load_encoder
-from preencode import driver, report, stage
+from preencode import driver, importing, report, stage
+from preencode.actor import EncodeActor
 from runtime import log, state
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -86,7 +88,7 @@ def test_a_run_joins_every_sample_with_its_embedding(work, contents, encoder):
     for shard, row in [(0, 0), (3, 17), (7, 499)]:
         (wanted,) = encoder.encode([data.caption(shard, row)])
         np.testing.assert_allclose(found.tokens(shard, row), wanted, atol=4e-3)
-    assert not [name for name in contents(out) if ".tmp-" in name]
+    assert not list(out.rglob("*.tmp-*"))
 
 
 def test_a_killed_driver_is_continued_to_the_same_bytes(work, cluster, contents):
@@ -135,7 +137,7 @@ def test_a_damaged_tar_fails_alone_and_the_rest_is_kept(config, tars, cluster, c
     assert "indexed 3 and encoded 3 of 4 shards" in told
     assert "FAILED 00002.tar" in told
     assert "fetch the tar again" in told
-    assert "1 shards failed, the data set is incomplete" in told
+    assert "1 failed, the data set is incomplete" in told
     kept = contents(tmp_path / "run")
     assert {"index/00000.json", "index/00001.json", "index/00003.json"} <= set(kept)
     assert "index/manifest.json" not in kept
@@ -181,6 +183,7 @@ def test_bad_samples_are_told_by_reason_and_urls_work(config, tmp_path, sample, 
     assert "left out        1 bad_image" in told
     assert "left out        1 no_image" in told
     assert "empty           1 captions" in told
+    assert "too small       7 images are smaller than the largest member's 32 px" in told
     lines = (tmp_path / "run" / "index" / "a.quarantine.jsonl").read_text().splitlines()
     assert {json.loads(line)["reason"] for line in lines} == {"bad_image", "no_image"}
 
@@ -219,6 +222,31 @@ def test_a_missing_encoder_file_on_the_cluster_stops_the_run(config, tars, clust
     c = config(f"data.tars={tars(1, 3)}", "text.encoder=./no/such/folder!")
     with pytest.raises(ConfigError, match="is no folder and no name on the Hugging Face hub"):
         driver.run(c, cluster)
+
+
+def test_an_actor_for_which_no_node_has_room_is_an_error_not_a_wait(config, tars, cluster):
+    c = config(f"data.tars={tars(1, 3)}", "preencode.gpus_per_actor=1")
+    with pytest.raises(ConfigError, match=r"no node of the Ray cluster has 1 CPU and 1 GPUs"):
+        driver.run(c, cluster)
+
+
+def test_actors_leave_the_encoder_manifest_to_the_one_that_is_told_to_write_it(
+    config, tars, cluster
+):
+    import ray
+
+    c = config(f"data.tars={tars(1, 3)}")
+    job = driver.make_job(c)
+    actor = EncodeActor.remote(job)  # type: ignore[attr-defined]
+    for tar in importing.list_tars(c):
+        _, done = ray.get(actor.process.remote(tar))
+        assert (done.indexed, done.encoded) == (True, True)
+    assert not storage.exists(f"{job.embedding_dir}/encoder.json")
+    assert not storage.exists(f"{job.embedding_dir}/null.npy")
+    _, error = ray.get(actor.publish_encoder.remote())
+    ray.kill(actor)
+    assert error is None
+    assert storage.exists(f"{job.embedding_dir}/encoder.json")
 
 
 def test_two_runs_in_one_folder_are_refused(config, tars, cluster):

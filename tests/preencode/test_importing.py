@@ -1,15 +1,19 @@
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from imagen import storage
 from imagen.data import digits, index, tars
-from imagen.errors import ConfigError, ShardError
+from imagen.errors import ConfigError
 from preencode import importing
 
 pytestmark = pytest.mark.slow
+CONFIG = Path(__file__).parents[2] / "pipeline" / "configs" / "digits.yaml"
 
 
 def files(folder: str) -> dict[str, bytes]:
@@ -24,7 +28,7 @@ def test_all_digits_arrive_in_shards_of_equal_size(config):
     for tar in importing.list_tars(c):
         found = index.index_tar(tars.open_tar(tar.path), tar.path, 0.1)
         assert found.bad == []
-        assert {*found.rows["width"], *found.rows["height"]} == {32}
+        assert found.sides == {"32": len(found.keys)}
         keys |= set(found.keys)
         captions += found.captions
         sizes.append(len(found.keys))
@@ -34,13 +38,12 @@ def test_all_digits_arrive_in_shards_of_equal_size(config):
     assert len(said) == 10 * len(digits.PHRASINGS)  # every digit in every phrasing
 
 
-def test_captions_say_the_digit_of_their_image(config):
+def test_captions_say_the_digit_of_their_image():
     from sklearn.datasets import load_digits
 
     targets = load_digits().target
     for key, _, caption in importing.digit_samples(0):
         assert digits.digit_of(caption) == targets[int(key.removeprefix("digit"))]
-    assert config().source is not None
 
 
 def test_importing_twice_does_nothing(config):
@@ -68,10 +71,60 @@ def test_an_import_that_was_stopped_is_done_again_to_the_same_bytes(config, tmp_
     whole = files(c.tars)
     storage.delete(importing.manifest_path(c))  # as after a kill: the manifest is the last file
     storage.delete(storage.join(c.tars, "00005.tar"))
-    with pytest.raises(ShardError, match=r"no finished import in .*\n\nhint: run `python -m pre"):
+    with pytest.raises(ConfigError, match=r"no finished import in .*\n\nhint: import first: `pyth"):
         importing.list_tars(c)
     assert importing.run(c).fresh
     assert files(c.tars) == whole
+
+
+def test_a_killed_import_is_done_again_to_the_same_bytes(config, tmp_path):
+    c, clean = config("source.shards=500"), config(f"out={tmp_path}/clean", "source.shards=500")
+    words = ["import", "digits", str(CONFIG), f"out={c.out}", "source.shards=500"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "preencode", *words], cwd=CONFIG.parents[2], stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 60
+    while not os.path.exists(f"{c.tars}/00000.tar"):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    assert not os.path.exists(importing.manifest_path(c))  # it was in mid-run
+    assert 1 <= len(tars_of(c.tars)) < 500
+    assert importing.run(c).fresh
+    importing.run(clean)
+    assert len(tars_of(c.tars)) == 500
+    assert tars_of(c.tars) == tars_of(clean.tars)
+    assert storage.get(importing.manifest_path(c)) == storage.get(importing.manifest_path(clean))
+
+
+def tars_of(folder: str) -> dict[str, bytes]:
+    return {name: data for name, data in files(folder).items() if name.endswith(".tar")}
+
+
+def test_an_import_sweeps_what_a_killed_one_left(config):
+    c = config("source.shards=2")
+    storage.put(f"{c.tars}/00000.tar{storage.TEMP_MARK}1-old", b"half a tar")
+    os.utime(f"{c.tars}/00000.tar{storage.TEMP_MARK}1-old", (0, 0))
+    importing.run(c)
+    assert sorted(os.listdir(c.tars)) == ["00000.tar", "00001.tar", "manifest.json"]
+
+
+@pytest.mark.parametrize("change", ["seed=5", "source.shards=3"])
+def test_an_import_with_other_settings_is_not_taken_for_this_one(config, change):
+    importing.run(config("source.shards=2"))
+    with pytest.raises(
+        ConfigError, match=r"of this source and seed\n\nhint: import first: `python -m preencode im"
+    ):
+        importing.list_tars(config("source.shards=2", change))
+
+
+def test_the_import_of_another_project_can_be_used_in_place(config, tmp_path):
+    first = config("source.shards=2")
+    importing.run(first)
+    second = config(f"out={tmp_path}/second", f"data.tars={first.tars}", "seed=5")
+    assert importing.list_tars(second) == importing.list_tars(first)
 
 
 def test_other_settings_replace_an_import_and_leave_no_tar_of_it(config):

@@ -74,6 +74,16 @@ def test_a_tar_more_or_less_makes_encoding_stale(config, encoder, tars):
     assert stage.encode_state(c).status == "stale"
 
 
+def test_an_import_with_another_seed_is_not_what_was_encoded(config, encoder):
+    c = config("source.shards=2")
+    importing.run(c)
+    encode_all(c, encoder)
+    assert stage.encode_state(c).status == "done"
+    state = stage.encode_state(config("source.shards=2", "seed=5"))
+    assert state.status != "done"
+    assert "no finished import" in state.detail
+
+
 def test_before_the_import_encoding_is_missing(config):
     state = stage.encode_state(config())
     assert state.status == "missing"

@@ -3,10 +3,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from imagen import storage
 from imagen.errors import ConfigError, ImagenError, ShardError, StorageError
 from train.attempts import LIMIT_BUGS, LIMIT_DEATHS, Launch, WorkerFailed, kind_of
+from train.job import Job
 from train.loop import World
-from train.worker import Job, run_rank
+from train.worker import run_rank
 
 
 @pytest.fixture
@@ -42,7 +44,34 @@ def test_silent_deaths_are_tried_more_often(launch: Launch):
         launch.fail(launch.start(40), 1, 40, RuntimeError("[gloo] Connection reset by peer"))
     why = launch.given_up(40)
     assert why is not None
-    assert str(why).startswith(f"workers died {LIMIT_DEATHS} times in a row at 40 images")
+    assert str(why).startswith(f"workers died {LIMIT_DEATHS} times at 40 images before any")
+
+
+def test_a_start_that_told_progress_is_no_death(launch: Launch):
+    for _ in range(3 * LIMIT_DEATHS):  # machines come and go between two checkpoints
+        launch.alive(launch.start(40))
+    for _ in range(LIMIT_DEATHS - 1):
+        launch.start(40)
+    assert launch.given_up(40) is None
+    launch.start(40)
+    assert launch.given_up(40) is not None
+
+
+def test_many_ranks_that_tell_of_one_bug_count_once(launch: Launch):
+    for start in range(LIMIT_BUGS):
+        assert launch.given_up(40) is None
+        number = launch.start(40)
+        for rank in range(8):
+            launch.fail(number, rank, 40, TypeError(f"bug {start}"))
+    assert isinstance(launch.given_up(40), WorkerFailed)
+
+
+def test_who_does_not_know_the_position_asks_about_that_of_the_last_start(launch: Launch):
+    assert launch.given_up() is None
+    for images_seen in (80, *[40] * LIMIT_BUGS):  # 80 was torn after all
+        launch.fail(launch.start(images_seen), 0, images_seen, TypeError("bug"))
+    assert launch.given_up(80) is None
+    assert isinstance(launch.given_up(), WorkerFailed)
 
 
 def test_progress_sets_the_counts_back(launch: Launch):
@@ -63,6 +92,29 @@ def test_progress_sets_the_counts_back(launch: Launch):
 )
 def test_errors_are_told_apart(err: Exception, kind: str):
     assert kind_of(err) == kind
+
+
+def test_a_run_tells_that_it_is_alive_at_its_first_progress(helpers, project: str):
+    config = helpers.make_config(project, images=16)
+    job = Job(config, "base", "one")
+    run_rank(job, World(0, 1, torch.device("cpu")))
+    assert storage.listdir(job.attempts.folder) == ["00000.alive.json", "00000.start.json"]
+
+
+class Second(World):
+    """Rank 1 of two, of which rank 0 took a checkpoint at 40 images."""
+
+    def broadcast(self, value: object) -> tuple[int, int]:
+        assert value is None, "rank 0 decides"
+        return 40, 0
+
+
+def test_a_checkpoint_that_only_rank_0_could_read_is_tried_again(helpers, project: str):
+    job = Job(helpers.make_config(project), "base", "one")
+    job.attempts.start(40)
+    with pytest.raises(StorageError, match="another rank took a checkpoint that is gone"):
+        run_rank(job, Second(1, 2, torch.device("cpu")))
+    assert job.attempts.given_up(40) is None
 
 
 def test_a_rank_records_its_error_and_later_starts_return(helpers, project: str):

@@ -1,7 +1,15 @@
-import pytest
+import errno
+import os
+from pathlib import Path
 
+import pytest
+import ray
+import ray.train.torch
+
+from imagen import checkpoint
 from train import elastic
-from train.worker import Job
+from train.attempts import LIMIT_BUGS, WorkerFailed
+from train.job import Job
 
 
 def test_a_worker_takes_one_cpu_and_its_loaders(helpers):
@@ -26,3 +34,60 @@ def test_members_on_one_cluster_are_fenced_from_each_other(helpers):
 @pytest.mark.parametrize(("cpus", "workers"), [(0.0, 0), (2.0, 2), (7.9, 7)])
 def test_room_is_counted_in_whole_workers(cpus: float, workers: int):
     assert elastic.room({"CPU": 1.0}, {"CPU": cpus}) == workers
+
+
+def test_a_launch_given_up_below_a_torn_checkpoint_shows_its_bug(helpers, tmp_path: Path):
+    job = Job(helpers.make_config(str(tmp_path)), "base", "one")
+    checkpoint.save(job.checkpoints, 160, {}, {})  # the workers found it torn, and took 120
+    for _ in range(LIMIT_BUGS):
+        job.attempts.fail(job.attempts.start(120), 0, 120, TypeError("the bug"))
+    with pytest.raises(WorkerFailed, match="TypeError: the bug"):
+        elastic.fit(job)
+
+
+def test_a_dying_worker_in_rays_folder_is_no_obstacle(helpers, tmp_path: Path, monkeypatch):
+    job = Job(helpers.make_config(str(tmp_path)), "base", "one")
+    folder = Path(elastic._ray_folder(job))
+
+    def busy(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOTEMPTY, "another file has come")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", busy)
+        assert elastic._ray_folder(job) == str(folder)
+    assert folder.is_dir()
+
+
+def test_machines_are_looked_at_before_each_call_of_ray(
+    helpers, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture
+):
+    job = Job(helpers.make_config(str(tmp_path), workers=(1, 3)), "base", "one")
+    clusters = iter([{"CPU": 2.0}, {"CPU": 2.0, "GPU": 1.0}])
+    on_gpu: list[bool] = []
+
+    class Lost(ray.train.torch.TorchTrainer):
+        """Gets a checkpoint further at its first call, then its machines are gone."""
+
+        def fit(self):
+            on_gpu.append(bool(self.scaling_config.use_gpu))
+            checkpoint.save(job.checkpoints, 40, {}, {})
+            raise RuntimeError("machines gone")
+
+    def nobody(*_: object, **__: object) -> None:
+        raise ValueError("no such actor")
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: next(clusters))
+    monkeypatch.setattr(ray, "get_actor", nobody)
+    monkeypatch.setattr(ray.train.torch, "TorchTrainer", Lost)
+    with pytest.raises(RuntimeError, match="machines gone"):
+        elastic.fit(job)
+    assert on_gpu == [False, True]
+    told = capsys.readouterr().err
+    assert "train base on CPUs: 1 to 3 workers of {'CPU': 1.0} are wanted" in told
+    assert "train base on GPUs:" in told
+
+
+def test_a_wait_for_machines_is_told(helpers, capsys: pytest.CaptureFixture):
+    job = Job(helpers.make_config("x", workers=(3, 3)), "base", "one")
+    elastic._plan(job, {"CPU": 2.0})
+    assert "on CPUs: waiting for machines: 3 to 3 workers" in capsys.readouterr().err

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from runtime import log
+from train.job import Job
 from train.loop import World
-from train.worker import Job, run_rank
+from train.worker import run_rank
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "loss_tiny.txt"
 

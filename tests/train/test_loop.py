@@ -7,8 +7,9 @@ from torch import nn
 from imagen.errors import ImagenError
 from train.config import TrainStageConfig
 from train.data import Microbatch, Samples, shares
+from train.job import Inputs
 from train.loop import Trainer, World, crossed
-from train.worker import Inputs, initial
+from train.worker import initial
 
 CPU = torch.device("cpu")
 
@@ -41,14 +42,15 @@ def gradient(one: Trainer, parts: list[Microbatch]) -> torch.Tensor:
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("microbatch", [2, 8])
-def test_the_gradient_is_the_same_for_any_world(helpers, project, world: int, microbatch: int):
+@pytest.mark.parametrize("member", ["base", "sr1"])
+def test_the_gradient_is_the_same_for_any_world(helpers, project, member, microbatch, world):
     config = helpers.make_config(project, microbatch=microbatch)
-    data = samples(config, "base")
-    whole = gradient(trainer(config, "base"), [data.__getitems__(range(8))])
+    data = samples(config, member)
+    whole = gradient(trainer(config, member), [data.__getitems__(range(8))])
     ranks = []
     for rank in range(world):
         parts = [data.__getitems__(list(part)) for part in shares(8, microbatch, rank, world)]
-        ranks.append(gradient(trainer(config, "base", rank, world), parts))
+        ranks.append(gradient(trainer(config, member, rank, world), parts))
     mean = torch.stack(ranks).mean(0)
     assert (mean - whole).norm() / whole.norm() < 1e-5
 
@@ -84,9 +86,21 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(helpers, project: str)
     assert one.counts.skipped_steps == 1
     assert one.images_seen == 16
     assert all(torch.equal(tensor, before[name]) for name, tensor in one.state().items())
-    one.look()  # what was lost is lost
-    one.step([good])
-    assert math.isfinite(one.look()[0])
+    expected = trainer_loss(config, [good])
+    assert one.look()[0] == pytest.approx(expected, rel=1e-6)  # of the first step
+
+
+def test_a_loss_that_is_not_finite_leaves_those_beside_it(helpers, project: str):
+    config = helpers.make_config(project)
+    good = samples(config, "base").__getitems__(range(8))
+    eps = good.eps.clone()
+    eps[7] = math.nan
+    one = trainer(config, "base")
+    one.step([good._replace(eps=eps)])
+    seven = [samples(config, "base").__getitems__(range(7))]
+    assert one.look()[0] == pytest.approx(trainer_loss(config, seven), rel=1e-5)
+    one.step([good._replace(eps=torch.full_like(eps, math.nan))])
+    assert math.isnan(one.look()[0])  # nothing to tell
 
 
 def test_a_run_that_diverged_is_given_up(helpers, project: str):

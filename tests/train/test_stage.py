@@ -12,8 +12,9 @@ from imagen.errors import CheckpointError, ConfigError, ShardError, StorageError
 from runtime.state import lock
 from train import rundir, stage
 from train.config import TrainConfig, TrainStageConfig
+from train.job import Job
 from train.loop import World
-from train.worker import Job, run_rank
+from train.worker import run_rank
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -46,6 +47,22 @@ def test_a_finished_run_is_stale_when_its_data_or_network_is_another(helpers, pr
     assert "data fingerprint: was" in stage.state(config, "base").detail
     shutil.rmtree(f"{project}/index")
     assert "no finished index" in stage.state(config, "base").detail
+
+
+def test_a_damaged_manifest_is_told_and_not_raised(helpers, project: str):
+    config = trained(helpers, project)
+    path = Path(project, "base", "run.json")
+    path.write_text(path.read_text()[:50])
+    found = stage.state(config, "base")
+    assert found.status == "partial"
+    assert "run.json` is damaged" in found.detail
+
+
+def test_a_finished_run_whose_order_became_impossible_is_stale(helpers, project: str):
+    trained(helpers, project)
+    found = stage.state(helpers.make_config(project, global_batch=128), "base")
+    assert found.status == "stale"
+    assert "does not fit into an epoch" in found.detail
 
 
 def test_a_finished_run_has_nothing_to_do(helpers, project: str):

@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from imagen import checkpoint, snapshot
-from imagen.errors import CheckpointError
+from imagen import checkpoint, snapshot, storage
+from imagen.errors import CheckpointError, ImagenError
 from runtime import log
 from train import rundir
 from train.config import TrainStageConfig
+from train.job import Job
 from train.loop import World
-from train.worker import Job, run_rank
+from train.worker import run_rank
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -22,7 +23,12 @@ def train(config: TrainStageConfig, member: str = "base", launch: str = "first")
 
 
 def weights(run: Path) -> bytes:
-    return (run / "snapshots" / "000000000160" / snapshot.WEIGHTS).read_bytes()
+    (path,) = (run / "snapshots" / "000000000160").glob("*.safetensors")
+    return path.read_bytes()
+
+
+def happened(run: Path, event: str) -> list[dict]:
+    return [e for e in log.read(str(run / "log.jsonl")) if e.get("event") == event]
 
 
 def test_a_run_leaves_what_it_promises(helpers, project: str):
@@ -74,9 +80,11 @@ def test_a_torn_checkpoint_costs_an_interval_not_the_run(helpers, project: str):
     (run / "run.json").unlink()
     (torn,) = (run / "checkpoints" / "000000000160").glob("*.safetensors")
     torn.write_bytes(torn.read_bytes()[:100])
-    with pytest.warns(UserWarning, match="skipping a damaged checkpoint"):
-        train(config, launch="second")
+    train(config, launch="second")
     assert weights(run) == expected
+    (damaged,) = happened(run, "damaged_checkpoint")
+    assert damaged["checkpoint"] == 160
+    assert "has 100 bytes" in damaged["reason"]
 
 
 def test_bad_images_are_logged_by_key_and_counted(helpers, tmp_path: Path):
@@ -119,6 +127,37 @@ def test_a_longer_run_goes_on_where_the_shorter_ended(helpers, project: str):
     ]
     assert starts == [0, 160]
     assert checkpoint.saved(str(run / "checkpoints"))[-1] == 200
+
+
+def test_a_recipe_that_changes_on_the_way_is_on_record(helpers, project: str):
+    run = train(helpers.make_config(project))
+    train(helpers.make_config(project, images=240, lr=1e-3), launch="second")
+    train(helpers.make_config(project, images=240, lr=1e-3, microbatch=4), launch="same")
+    train(helpers.make_config(project, images=320, lr=1e-3), launch="third")
+    first, second = happened(run, "recipe_changed")
+    assert (first["images_seen"], second["images_seen"]) == (160, 240)
+    assert first["differences"] == ["images: was 160, is 240", "lr: was 0.002, is 0.001"]
+    assert second["differences"] == ["images: was 240, is 320"]
+    done = json.loads((run / "run.json").read_text())
+    told = [(e["from"], e["recipe"]["images"], e["recipe"]["lr"]) for e in done["earlier_recipes"]]
+    assert told == [(0, 160, 2e-3), (160, 240, 1e-3)]
+    assert done["recipe"]["images"] == 320
+    provenance = snapshot.load(str(run / "snapshots" / "000000000320")).provenance
+    assert provenance["earlier_recipes"] == done["earlier_recipes"]
+    unchanged = snapshot.load(str(run / "snapshots" / "000000000160")).provenance
+    assert "earlier_recipes" not in unchanged
+
+
+def test_what_a_failing_run_has_told_is_in_its_log(helpers, tmp_path: Path):
+    folder = f"memory://failing{tmp_path}"
+    helpers.write_data(folder)
+    config = helpers.make_config(folder)
+    for shard in range(3):  # gone after the driver looked
+        storage.put(f"{folder}/data/{shard:05d}.tar", b"")
+    with pytest.raises(ImagenError):
+        run_rank(Job(config, "base", "one"), ALONE)
+    told = log.read(f"{config.run_dir('base')}/log.jsonl")
+    assert [event["event"] for event in told] == ["start"]
 
 
 def test_a_deleted_snapshot_comes_back(helpers, project: str):

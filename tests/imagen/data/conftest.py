@@ -44,7 +44,6 @@ def index_folder() -> Callable[..., prepared.Prepared]:
             folder = storage.join(out, "index")
             source = {
                 "tar": prepared.relative_tar(folder, tar),
-                "tar_bytes": len(data),
                 "tar_crc32c": storage.crc32c(data),
             }
             bodies.append(index.publish(folder, name, found, source))

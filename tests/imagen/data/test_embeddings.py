@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from imagen import manifest, storage
-from imagen.data import tars
+from imagen.data import embeddings, tars
 from imagen.data.embeddings import (
     EmbeddingSet,
     EmbeddingShard,
@@ -169,3 +169,29 @@ def test_a_shard_that_was_replaced_behind_the_set_is_refused(data, tmp_path):
     manifest.write(path, "embeddings", {**body, "digest": "0" * 32})
     with pytest.raises(ShardError, match=r"shard 00001 in .* of other captions than the manifest"):
         EmbeddingSet.find(str(tmp_path / "emb"), TEXT, data).tokens(1, 0)
+
+
+@pytest.mark.parametrize("field", ["revision", "dtype"])
+def test_a_field_that_came_later_with_a_default_keeps_old_embeddings_valid(data, tmp_path, field):
+    path = storage.join(publish(tmp_path / "emb", data), "encoder.json")
+    body = manifest.read(path, "encoder")
+    del body["text"][field]
+    manifest.write(path, "encoder", body)
+    assert EmbeddingSet.find(str(tmp_path / "emb"), TEXT, data).fingerprint == "fp"
+
+
+def test_embeddings_of_a_newer_version_are_listed_as_unknown(data, tmp_path):
+    path = storage.join(publish(tmp_path / "emb", data), "encoder.json")
+    body = manifest.read(path, "encoder")
+    manifest.write(path, "encoder", {**body, "text": {**body["text"], "layer": 3}})
+    with pytest.raises(ShardError, match="fp: an encoder that this version does not know; the con"):
+        EmbeddingSet.find(str(tmp_path / "emb"), TEXT, data)
+
+
+def test_only_the_shards_used_last_stay_open(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(embeddings, "OPEN_SHARDS", 1)
+    publish(tmp_path / "emb", data)
+    found = EmbeddingSet.find(str(tmp_path / "emb"), TEXT, data)
+    lengths = [len(found.tokens(shard, 1)) for shard in (0, 1, 0)]
+    assert lengths == [2, 2, 2]
+    assert found._shard.cache_info().currsize == 1

@@ -1,7 +1,9 @@
+import io
 import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from imagen import storage
 from imagen.data import index, tars
@@ -20,7 +22,6 @@ def test_rows_point_at_the_bytes_of_image_and_caption(samples):
         start = row["image_offset"]
         assert content[start : start + row["image_bytes"]] == files["png"]
         assert key.decode() == name
-        assert (row["width"], row["height"]) == (8, 8)
     assert index.captions(content, found.rows) == [f["txt"].decode() for _, f in parts]
 
 
@@ -45,6 +46,27 @@ def test_the_digest_is_of_keys_and_captions_not_of_tar_bytes(samples):
     _, swapped = indexed(parts[::-1])
     assert once.digest == repacked.digest
     assert len({once.digest, other.digest, swapped.digest}) == 3
+
+
+def test_the_checksum_of_the_images_follows_every_byte_of_them_and_no_caption(samples):
+    parts = samples(4)
+    _, once = indexed(parts)
+    _, captions = indexed([(k, {**f, "txt": b"other"}) for k, f in parts])
+    changed = [*parts[:3], (parts[3][0], {**parts[3][1], "png": parts[3][1]["png"] + b"\0"})]
+    _, images = indexed(changed)
+    assert once.images_crc32c == storage.crc32c(b"".join(f["png"] for _, f in parts))
+    assert once.images_crc32c == captions.images_crc32c != images.images_crc32c
+    assert once.digest == images.digest  # embeddings are kept
+
+
+def test_images_are_counted_by_their_shorter_side(samples):
+    parts = samples(3)
+    for i, (width, height) in enumerate([(9, 16), (16, 9), (1500, 1100)]):
+        out = io.BytesIO()
+        Image.new("L", (width, height)).save(out, "png")
+        parts[i][1]["png"] = out.getvalue()
+    _, found = indexed([*parts, *samples(1, "t")])
+    assert found.sides == {"8": 1, "9": 2, str(index.LARGEST_PX): 1}
 
 
 def test_a_digest_cannot_be_fooled_by_moving_letters_between_key_and_caption():
@@ -83,8 +105,10 @@ def test_a_flipped_byte_in_the_index_is_an_error(samples, tmp_path):
 
 
 def test_a_tar_without_usable_samples_is_an_error():
-    with pytest.raises(ShardError, match=r"tar `x.tar` holds no usable sample \(1 unusable\)"):
-        indexed([("a", {"txt": b"caption"})])
+    with pytest.raises(
+        ShardError, match=r"tar `x.tar` holds no usable sample: 1 bad_image, 2 no_im"
+    ):
+        indexed([(k, {"txt": b"caption"}) for k in "ab"] + [("c", {"txt": b"", "png": b"?"})])
 
 
 def test_an_index_of_another_shard_is_not_found(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from imagen import storage
 from imagen.data import prepared, tars
-from imagen.errors import ShardError
+from imagen.errors import ShardError, StorageError
 
 
 def two_shards(samples):
@@ -63,17 +63,21 @@ def test_tars_elsewhere_keep_their_own_path():
     assert prepared.resolve_tar("gs://b/run/index", "../data/0.tar") == "gs://b/run/data/0.tar"
 
 
-def test_the_fingerprint_follows_captions_and_held_out_share(samples, index_folder, tmp_path):
+def test_the_fingerprint_follows_captions_images_and_held_out_share(
+    samples, index_folder, tmp_path
+):
     one = tars.write_tar(samples(9))
+    images = tars.write_tar([(k, {**f, "png": f["png"] + b"\0"}) for k, f in samples(9)])
     other = tars.write_tar(samples(9, "t"))
     prints = [
         index_folder(tmp_path / "a", {"00000": one}).fingerprint,
         index_folder(tmp_path / "b", {"00000": one}).fingerprint,
         index_folder(tmp_path / "c", {"00000": other}).fingerprint,
         index_folder(tmp_path / "d", {"00000": one}, heldout=0.3).fingerprint,
+        index_folder(tmp_path / "e", {"00000": images}).fingerprint,
     ]
     assert prints[0] == prints[1]
-    assert len(set(prints)) == 3
+    assert len(set(prints)) == 4
 
 
 def test_a_tar_replaced_after_indexing_shows_at_the_first_image(samples, index_folder, tmp_path):
@@ -83,15 +87,57 @@ def test_a_tar_replaced_after_indexing_shows_at_the_first_image(samples, index_f
         opened.image(0, 0)
 
 
-def test_tars_with_extended_headers_are_read(samples, index_folder, tmp_path):
-    key = "k" * 150
+def extended(key: str, files: dict[str, bytes]) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for extension, data in samples(1)[0][1].items():
+        for extension, data in files.items():
             info = tarfile.TarInfo(f"{key}.{extension}")
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
-    opened = index_folder(tmp_path, {"00000": out.getvalue()})
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("place", ["local", "memory"])
+def test_a_replaced_tar_with_extended_headers_shows_by_its_size(
+    samples, index_folder, tmp_path, place, cached
+):
+    out = tmp_path if place == "local" else f"memory://replaced-{tmp_path.name}"
+    files = samples(1)[0][1]
+    opened = index_folder(out, {"00000": extended("k" * 150, files)})
+    opened.cache = str(tmp_path / "cache") if cached else None
+    longer = {"extra": bytes(20000), **files}
+    storage.put(opened.shards[0].tar, extended("k" * 150, longer))
+    wanted = StorageError if cached and place == "memory" else ShardError
+    with pytest.raises(
+        wanted, match=r"has changed since it was indexed: it has \d+ b|has checksum"
+    ):
+        opened.image(0, 0)
+
+
+def test_only_the_shards_used_last_stay_open(samples, index_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepared, "OPEN_SHARDS", 2)
+    parts = {f"{i:05d}": tars.write_tar(samples(3, f"{i}")) for i in range(4)}
+    opened = index_folder(tmp_path, parts)
+    assert [opened.key(shard, 0) for shard in (0, 1, 2, 3, 0)] == [
+        f"{i}000" for i in (0, 1, 2, 3, 0)
+    ]
+    assert opened._shard.cache_info().currsize == 2
+
+
+def test_an_index_of_an_older_version_is_an_error(samples, index_folder, tmp_path):
+    opened = index_folder(tmp_path, {"00000": tars.write_tar(samples(3))})
+    path = f"{opened.index_dir}/manifest.json"
+    body = prepared.manifest.read(path, "dataset")
+    del body["version"]
+    prepared.manifest.write(path, "dataset", body)
+    with pytest.raises(ShardError, match=r"is of version 1, this code reads version 2(.|\n)*hint"):
+        prepared.Prepared.open(opened.index_dir)
+
+
+def test_tars_with_extended_headers_are_read(samples, index_folder, tmp_path):
+    key = "k" * 150
+    opened = index_folder(tmp_path, {"00000": extended(key, samples(1)[0][1])})
     assert opened.key(0, 0) == key
     assert opened.image(0, 0) == samples(1)[0][1]["png"]
 

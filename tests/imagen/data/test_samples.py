@@ -1,9 +1,10 @@
 import json
 
 import pytest
+from PIL import Image
 
 from imagen.data.samples import Bad, Sample, examine
-from imagen.data.tars import list_members, write_tar
+from imagen.data.tars import Member, list_members, write_tar
 
 
 def examined(parts):
@@ -24,7 +25,9 @@ def good(samples):
         ({"txt": None}, "no_caption", "only .png"),
         ({"txt": None, "json": b"{}"}, "no_caption", "the .json has no `caption`"),
         ({"txt": None, "json": b"{"}, "no_caption", "Expecting property name"),
+        ({"txt": None, "json": b"[" * 100000}, "no_caption", "the .json is nested too deeply"),
         ({"txt": b"caf\xe9"}, "non_utf8", "can't decode byte 0xe9 in position 3"),
+        ({"txt": None, "json": b'{"caption": "\\ud83d"}'}, "non_utf8", "surrogates not allowed"),
     ],
 )
 def test_a_sample_that_cannot_be_used_is_left_out_with_its_reason(good, change, reason, detail):
@@ -76,3 +79,30 @@ def test_members_of_a_sample_need_not_be_neighbours(good):
     found = examined([("a", {"png": good["png"]}), ("b", good), ("a", {"txt": b"late"})])
     assert [f.key for f in found] == ["a", "b"]
     assert found[0].text == "late"  # type: ignore[union-attr]
+
+
+def test_an_image_whose_header_breaks_the_reader_is_a_bad_image(good, monkeypatch):
+    def plugin(file):
+        raise KeyError("tag 259")
+
+    monkeypatch.setattr(Image, "open", plugin)
+    (bad,) = examined([("key", good)])
+    assert (bad.reason, bad.detail) == ("bad_image", f"'tag 259' ({len(good['png'])} bytes)")  # type: ignore[union-attr]
+
+
+def test_an_image_without_caption_does_not_take_that_of_a_later_sample_of_its_key(good):
+    found = examined([("a", {"png": b"first"}), ("a", good), ("b", good)])
+    assert [(f.key, getattr(f, "reason", "good")) for f in found] == [
+        ("a", "no_caption"),
+        ("a", "duplicate_key"),
+        ("b", "good"),
+    ]
+
+
+def test_members_that_give_no_key_are_counted(good):
+    stray = [Member("README", 512, 3), Member("d/._a.png", 1536, 3)]
+    found = examine(b"", stray)
+    assert found == [
+        Bad("README", "no_extension", "at byte 512"),
+        Bad("d/._a.png", "hidden", "at byte 1536"),
+    ]

@@ -97,3 +97,47 @@ def test_keys_end_at_the_first_dot_of_the_base_name(name, expected):
 def test_a_folder_without_tars_is_an_error(tmp_path: Path):
     with pytest.raises(ShardError, match=r"no \*\.tar files in"):
         list_tars(str(tmp_path))
+
+
+def with_size(content: bytes, at: int, size: bytes) -> bytes:
+    """Write another size into the header at byte `at`, and the checksum that fits it."""
+    header = bytearray(content[at : at + 512])
+    header[124:136] = size.ljust(12, b"\0")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return content[:at] + bytes(header) + content[at + 512 :]
+
+
+@pytest.mark.parametrize("size", [b"00000000009", b"-1000", b"1_0", b"0o17", b"+7", b"12 34"])
+def test_a_size_that_is_not_octal_is_an_error_that_names_the_byte(samples, size):
+    content = with_size(write_tar(samples(2)), 1024, size)
+    with pytest.raises(ShardError, match=r"tar `x\.tar`: no valid header at byte 1024"):
+        list_members(content, "x.tar")
+
+
+@pytest.mark.parametrize("size", [b"-1000", b"00000000009"])
+def test_a_size_that_is_not_octal_ends_a_tar_with_extended_headers_too(size):
+    content = made_by_tarfile({"ü.txt": b"z", **MEMBERS}, tarfile.PAX_FORMAT)
+    first = list_members(content, "x.tar").members[1]
+    with pytest.raises(ShardError, match=r"tar `x\.tar`"):
+        list_members(with_size(content, first.offset - 512, size), "x.tar")
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT])
+def test_what_follows_the_end_of_the_archive_is_an_error_that_names_the_byte(form):
+    one = made_by_tarfile(MEMBERS if form == tarfile.USTAR_FORMAT else LONG, form)
+    last = list_members(one, "x.tar").members[-1]
+    end = last.offset + -(-last.size // 512) * 512
+    with pytest.raises(
+        ShardError, match=rf"tar `x.tar` ends at byte {end}, but there is more from byte {len(one)}"
+    ):
+        list_members(one + one, "x.tar")
+    assert list_members(one + bytes(5000), "x.tar") == list_members(one, "x.tar")
+
+
+@pytest.mark.parametrize("name", ["manifest", "encoder"])
+def test_a_tar_with_the_name_of_a_file_of_ours_is_refused(tmp_path, samples, name):
+    for each in ("00000", name):
+        (tmp_path / f"{each}.tar").write_bytes(write_tar(samples(1)))
+    with pytest.raises(ShardError, match=rf"cannot be named {name}\.tar\n\nhint: rename it"):
+        list_tars(str(tmp_path))

@@ -1,0 +1,78 @@
+"""Which member of which config to train, and from what data."""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+from imagen import storage
+from imagen.data.embeddings import EmbeddingSet
+from imagen.data.order import Order
+from imagen.data.prepared import Prepared
+from train import data, rundir
+from train.attempts import Launch
+from train.config import TrainConfig, TrainStageConfig
+
+CACHE = os.path.join(tempfile.gettempdir(), "imagen-cache")
+"""Local copies of remote shards; local data sets are read in place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Which member of which config to train; `launch` is unique to one call of the program."""
+
+    config: TrainStageConfig
+    member: str
+    launch: str
+
+    @property
+    def train(self) -> TrainConfig:
+        """How the member is trained."""
+        return self.config.of(self.member)
+
+    @property
+    def run_dir(self) -> str:
+        """Where everything of the run is."""
+        return self.config.run_dir(self.member)
+
+    @property
+    def checkpoints(self) -> str:
+        """Where its checkpoints are."""
+        return storage.join(self.run_dir, rundir.CHECKPOINTS)
+
+    @property
+    def attempts(self) -> Launch:
+        """Starts and failures of this launch."""
+        return Launch(self.run_dir, self.launch)
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The data of a run and its order."""
+
+    prepared: Prepared
+    embeddings: EmbeddingSet
+    order: Order
+    identity: dict[str, Any]
+
+    @classmethod
+    def open(cls, config: TrainStageConfig, member: str) -> "Inputs":
+        """Open the data of a member. Raises ShardError, ConfigError."""
+        train = config.of(member)
+        prepared = Prepared.open(config.index, CACHE)
+        embeddings = EmbeddingSet.find(config.embeddings, config.text, prepared, CACHE)
+        sizes = [shard.train for shard in prepared.shards]
+        order = Order(sizes, config.seed, train.lanes, train.window, train.global_batch)
+        identity = rundir.identity(config, member, prepared.fingerprint, embeddings.fingerprint)
+        return cls(prepared, embeddings, order, identity)
+
+    def samples(self, config: TrainStageConfig, member: str) -> data.Samples:
+        """Return the training samples of a member by position."""
+        draws = data.Draws(
+            seed=config.seed,
+            size=config.members[member].size,
+            previous_size=config.previous_size(member),
+            channels=config.members[member].network.channels,
+            caption_drop=config.of(member).caption_drop,
+        )
+        return data.Samples(self.prepared, self.embeddings, self.order, draws)

@@ -107,8 +107,16 @@ def alive_after(pids, seconds):
     end = time.monotonic() + seconds
     while pids and time.monotonic() < end:
         time.sleep(0.2)
-        pids = [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
+        pids = [pid for pid in pids if is_alive(pid)]
     return pids
+
+
+def is_alive(pid):
+    """Tell whether a process runs; one that has ended but was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_folder_in_use_or_fresh_is_not_swept():

@@ -22,9 +22,11 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "loss_tiny.txt"
 
 def machine() -> str:
     """What the last bits depend on: kernels and block sizes are chosen by the processor."""
-    about = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = re.search(r"model name\s*:\s*(.*)", about)
-    processor = model[1] if model else platform.processor()
+    path = Path("/proc/cpuinfo")
+    about = path.read_text() if path.exists() else ""
+    named = ("model name", "cpu family", "model", "stepping", "cache size")
+    found = (re.search(rf"^{name}\s*:\s*(.*)$", about, re.MULTILINE) for name in named)
+    processor = " ".join(m[1] for m in found if m) or platform.processor()
     return f"torch {torch.__version__} {torch.backends.cpu.get_cpu_capability()} {processor}"
 
 

@@ -11,24 +11,25 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
 from imagen.config import load_config
-from imagen.member import MemberConfig, Text, TrainBatch, denoiser, loss
+from imagen.member import Given, MemberConfig, Text, TrainBatch, denoiser, loss
 from imagen.network.unet import build
 from train.config import TrainStageConfig
 
 BATCH, TOKENS = 32, 8
 
 
-def batch(member: MemberConfig, lowres: int | None) -> TrainBatch:
+def batch(member: MemberConfig, lowres: tuple[int, int] | None) -> TrainBatch:
     """Return a random training batch of a member."""
-    c, s, d = member.network.channels, member.size, member.network.text_dim
-    low = None if lowres is None else torch.randn(BATCH, c, lowres, lowres)
+    c, d = member.network.channels, member.network.text_dim
+    low = None if lowres is None else torch.randn(BATCH, c, *lowres)
     return TrainBatch(
-        x0=torch.randn(BATCH, c, s, s),
-        eps=torch.randn(BATCH, c, s, s),
+        x0=torch.randn(BATCH, c, *member.shape),
+        eps=torch.randn(BATCH, c, *member.shape),
         t=torch.rand(BATCH).double(),
         text=Text(torch.randn(BATCH, TOKENS, d), torch.ones(BATCH, TOKENS, dtype=torch.bool)),
         keep=torch.ones(BATCH),
@@ -54,12 +55,13 @@ def sampling(member: MemberConfig, given: TrainBatch, batched: bool) -> Callable
     """Return a function that runs one guided step: one batched pass, or two passes."""
     net = build(member.network).eval()
     scales = (3.0,) if batched else (1.0, 0.0)
-    steps = [denoiser(net, member, given.text, w) for w in scales]
+    configs = [replace(member, sampling=replace(member.sampling, guidance_scale=w)) for w in scales]
+    steps = [denoiser(net, config, Given(text=given.text)) for config in configs]
 
     @torch.inference_mode()
     def step() -> None:
         for denoise in steps:
-            denoise(given.eps, 0.5)
+            denoise(given.eps, 0.0)
 
     return step
 
@@ -78,7 +80,7 @@ def main() -> None:
     config = load_config(TrainStageConfig, "pipeline/configs/digits.yaml")
     cases: dict[str, Callable] = {}
     for name, member in config.members.items():
-        given = batch(member, config.previous_size(name))
+        given = batch(member, config.previous_shape(name))
         last, first = torch.channels_last, torch.contiguous_format
         cases[f"{name} train step, channels last"] = training(member, given, last)
         cases[f"{name} train step, channels first"] = training(member, given, first)

@@ -112,7 +112,7 @@ def _pairs(
     pairs = []
     for i in np.argsort(nearest.distance, kind="stable")[: report.SHOWN_NEAREST]:
         data = prepared.image(*training.where[nearest.index[i]])
-        (planes,) = decode(data, (last.size,), last.network.channels)
+        (planes,) = decode(data, (last.shape,), last.network.channels)
         original = planes.transpose(1, 2, 0)
         pairs.append(report.Pair(int(i), float(nearest.distance[i]), original))
     return pairs

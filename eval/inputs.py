@@ -6,9 +6,11 @@ from typing import Any
 from eval.config import EvalConfig
 from eval.prompts import items
 from imagen import manifest, snapshot, storage
-from imagen.config import to_tree
+from imagen.config import build, to_tree
 from imagen.data.prepared import Prepared
 from imagen.errors import CheckpointError
+from imagen.member import MemberConfig
+from imagen.request import Request, plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,14 @@ def check_data(inputs: Inputs, prepared: Prepared) -> None:
                 f"{prepared.fingerprint}",
                 "prepare the data as it was (same tars, same data.heldout), or train again",
             )
+
+
+def check_sampling(config: EvalConfig, inputs: Inputs) -> None:
+    """Raise ConfigError unless these members can be sampled as the `eval` section asks."""
+    bodies = inputs.bodies
+    members = {n: build(MemberConfig, b["config"], inputs.snapshots[n]) for n, b in bodies.items()}
+    provenances = {name: body["provenance"] for name, body in bodies.items()}
+    plan(Request(prompts=[""], seeds=[0], options=config.eval.options), members, provenances)
 
 
 def _fingerprint(config: EvalConfig, bodies: dict[str, dict[str, Any]]) -> str:

@@ -38,6 +38,7 @@ svg.chart text { fill: var(--quiet); font-size: 13px; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(10.5rem, 1fr)); gap: 1rem; }
 figure { margin: 0; }
 img.thumbnail { width: 5rem; height: 5rem; image-rendering: pixelated; margin-right: .25rem;
+  object-fit: contain;
   border: 1px solid var(--rule); border-radius: .25rem; }
 details { margin-top: 2.6rem; } summary { cursor: pointer; font-weight: 600; font-size: 1.2rem; }
 pre { overflow-x: auto; background: var(--card); border: 1px solid var(--rule);

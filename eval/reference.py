@@ -7,7 +7,7 @@ import numpy as np
 
 from eval.features import resized
 from imagen.data import digits
-from imagen.data.images import decode
+from imagen.data.images import Size, decode
 from imagen.data.prepared import Prepared, Split
 from imagen.errors import ShardError
 
@@ -34,8 +34,8 @@ class Reference:
         return [_digit(caption) for caption in self.captions]
 
 
-def load(prepared: Prepared, split: Split, size: int, channels: int) -> Reference:
-    """Read a split's images as a model of `size` pixels knows them, reduced to compare them."""
+def load(prepared: Prepared, split: Split, size: Size, channels: int) -> Reference:
+    """Read a split's images as a member of `size` knows them, reduced to compare them."""
     most = MOST_TRAINING if split == "train" else MOST_HELDOUT
     where = [(s, int(row)) for s in range(len(prepared.shards)) for row in prepared.rows(s, split)]
     chosen = where

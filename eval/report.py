@@ -207,8 +207,8 @@ def _seen(findings: Findings, i: int) -> str:
 
 def _thumbnail(image: np.ndarray, alt: str) -> str:
     shown = picture.exact(image)
-    if image.shape[1] > THUMBNAIL_PX:
-        shown = shown.resize((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BOX)
+    if max(shown.size) > THUMBNAIL_PX:
+        shown.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BOX)
     data = base64.b64encode(picture.png(shown)).decode()
     return f'<img class="thumbnail" alt="{alt}" src="data:image/png;base64,{data}">'
 

@@ -46,13 +46,13 @@ def yardstick(prepared: Prepared, last: MemberConfig, judge: str) -> Yardstick:
 
     Raises ShardError when there is nothing to learn from; best before anything is sampled.
     """
-    size, channels = last.size, last.network.channels
-    training = reference.load(prepared, "train", size, channels)
+    shape, channels = last.shape, last.network.channels
+    training = reference.load(prepared, "train", shape, channels)
     if not training.images:
         raise ShardError(
             f"none of the {training.total} training images is readable: {dict(training.unreadable)}"
         )
-    heldout = reference.load(prepared, "heldout", size, channels)
+    heldout = reference.load(prepared, "heldout", shape, channels)
     fitted = Judge.fit(training.images, training.labels()) if judge == "digits" else None
     return Yardstick(training, heldout, fitted)
 

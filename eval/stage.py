@@ -15,8 +15,9 @@ from typing import Any
 from eval import evaluation, prompts
 from eval.config import EvalConfig
 from eval.evaluation import CONFIG, GRID, KIND, MANIFEST, METRICS, PREVIEW, REPORT
-from eval.inputs import Inputs, check_data, gather
+from eval.inputs import Inputs, check_data, check_sampling, gather
 from imagen import cascade, manifest, storage
+from imagen.data.images import told
 from imagen.data.prepared import Prepared
 from imagen.errors import ImagenError
 from imagen.project import absolute
@@ -106,6 +107,7 @@ def run(config: EvalConfig, address: str | None = None) -> StageState:
     """
     config = absolute(config)
     inputs = gather(config)
+    check_sampling(config, inputs)
     prepared = Prepared.open(config.index)
     check_data(inputs, prepared)
     with lock(config.evals):
@@ -125,11 +127,9 @@ def plan(config: EvalConfig) -> list[str]:
     distinct = len({item.prompt for item in chosen})
     lines = [f"{len(chosen)} images of {distinct} prompts, seeds from {config.eval.seed}"]
     for name, member in config.members.items():
-        steps = options.steps or member.sampling.steps
-        sampler = options.sampler or member.sampling.sampler
-        scale = member.sampling.guidance_scale
-        scale = scale if options.guidance_scale is None else options.guidance_scale
-        lines.append(f"{name}: {member.size} px, {sampler}, {steps} steps, guidance {scale:g}")
+        sampling = options.resolve(name, member.sampling)
+        how = f"{sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance_scale:g}"
+        lines.append(f"{name}: {told(*member.shape)} px, {how}")
     return lines + _readiness(config)
 
 

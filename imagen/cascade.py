@@ -1,37 +1,33 @@
-"""A cascade: members assembled from snapshots, sampled from text to the last member's images.
+"""A cascade of members and their text encoder, sampled from text to the last member's images.
 
-```
-<folder>/cascade.json             manifest, written last: members, text encoder, fingerprint
-<folder>/<member>-<fingerprint>/  a copy of the member's snapshot
-```
 Same seed, same picture: each image has its own seed and its own counter-based noise, so a picture
 does not depend on what else is in the batch.
 """
 
-import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from imagen import manifest, snapshot, storage
+from imagen import assembly, editing, manifest, provenance, sampling, snapshot, storage
+from imagen.assembly import MANIFEST, assemble
+from imagen.batch import Given, Text
 from imagen.config import build as build_config
 from imagen.config import to_tree
-from imagen.data.randomness import Purpose, normals
-from imagen.diffusion.samplers import SAMPLERS, uniform_times
-from imagen.errors import CheckpointError, ConfigError
-from imagen.member import MemberConfig, Text, condition_lowres, denoiser
+from imagen.editing import Edit
+from imagen.errors import CheckpointError
+from imagen.member import MemberConfig
 from imagen.network.unet import build
+from imagen.request import Request, plan
+from imagen.sampling import Extras, SampleOptions
 from imagen.text.batch import batch as text_batch
 from imagen.text.config import TextConfig
 from imagen.text.encoder import TextEncoder, load_encoder
 
-MANIFEST = "cascade.json"
-MEMBER_FOLDER = re.compile(r"(base|sr\d+)-[0-9a-f]{16}")
+__all__ = ["MANIFEST", "Cascade", "Edit", "Extras", "Member", "SampleOptions", "assemble"]
+
 OnStep = Callable[[str, int, int], None]
 
 
@@ -42,89 +38,6 @@ class Member:
     config: MemberConfig
     net: nn.Module
     provenance: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampleOptions:
-    """What a caller may set when sampling; None keeps each member's own default."""
-
-    guidance_scale: float | None = None
-    steps: int | None = None
-    sampler: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.sampler is not None and self.sampler not in SAMPLERS:
-            raise ConfigError(
-                f"sampler {self.sampler!r} is unknown", f"samplers: {', '.join(SAMPLERS)}"
-            )
-        if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
-            raise ConfigError(f"guidance_scale {self.guidance_scale} is not a finite number")
-        if self.steps is not None and self.steps < 1:
-            raise ConfigError(f"steps {self.steps} is less than 1")
-
-
-def assemble(
-    folder: str, snapshots: dict[str, str], text: TextConfig, encoder_fingerprint: str
-) -> str:
-    """Copy snapshots (member -> folder) into a cascade directory; return its fingerprint.
-
-    Raises CheckpointError when a snapshot is damaged, unfinished, or was trained with another
-    encoder. Assembling the same snapshots again writes nothing.
-    """
-    members, copies = {}, {}
-    for name, source in snapshots.items():
-        body = manifest.read(storage.join(source, snapshot.MANIFEST), "snapshot", CheckpointError)
-        trained_with = body["provenance"].get("encoder_fingerprint")
-        if trained_with != encoder_fingerprint:
-            raise CheckpointError(
-                f"snapshot `{source}` was trained with encoder {trained_with}, not with "
-                f"{encoder_fingerprint} ({text.encoder})",
-                f"train {name} again, or set text.encoder to what it was trained with",
-            )
-        members[name] = {"folder": f"{name}-{manifest.fingerprint(body)}", **body}
-        copies[name] = source
-    body = {"members": members, "text": to_tree(text), "encoder_fingerprint": encoder_fingerprint}
-    fingerprint = manifest.fingerprint(body)
-    folders = {name: storage.join(folder, entry["folder"]) for name, entry in members.items()}
-    if _fingerprint_of(folder) == fingerprint and all(map(_is_whole, folders.values())):
-        return fingerprint
-    for name, source in copies.items():
-        _copy_snapshot(source, folders[name], members[name])
-    manifest.write(storage.join(folder, MANIFEST), "cascade", {"fingerprint": fingerprint, **body})
-    _delete_others(folder, {entry["folder"] for entry in members.values()})
-    return fingerprint
-
-
-def _is_whole(member_folder: str) -> bool:
-    path = storage.join(member_folder, snapshot.MANIFEST)
-    return manifest.read_if_complete(path, snapshot.KIND) is not None
-
-
-def _delete_others(folder: str, listed: set[str]) -> None:
-    """Delete the members that an earlier manifest listed, each with its manifest first."""
-    for name in storage.listdir(folder):
-        if name in listed or not MEMBER_FOLDER.fullmatch(name):
-            continue
-        storage.delete(storage.join(folder, name, snapshot.MANIFEST))
-        for file in storage.listdir(storage.join(folder, name)):
-            storage.delete(storage.join(folder, name, file))
-        storage.delete_folder(storage.join(folder, name))
-
-
-def _fingerprint_of(folder: str) -> str | None:
-    path = storage.join(folder, MANIFEST)
-    if not storage.exists(path):
-        return None
-    return manifest.read(path, "cascade", CheckpointError)["fingerprint"]
-
-
-def _copy_snapshot(source: str, target: str, body: dict[str, Any]) -> None:
-    for file, entry in body["files"].items():
-        path = storage.join(source, file)
-        data = manifest.check_file(path, storage.get(path), entry, CheckpointError)
-        storage.put(storage.join(target, file), data)
-    path = storage.join(source, snapshot.MANIFEST)
-    storage.put(storage.join(target, snapshot.MANIFEST), storage.get(path))
 
 
 class Cascade:
@@ -158,9 +71,10 @@ class Cascade:
                 "use the revision of the encoder that the embeddings were made with",
             )
         members = {
-            name: _load_member(storage.join(folder, entry["folder"]), device)
+            name: _load_member(name, storage.join(folder, entry["folder"]), device)
             for name, entry in body["members"].items()
         }
+        _check_members(folder, members, loaded)
         return cls(members, loaded, body["fingerprint"])
 
     @property
@@ -180,60 +94,103 @@ class Cascade:
         seeds: Sequence[int],
         options: SampleOptions | None = None,
         on_step: OnStep | None = None,
+        edit: Edit | None = None,
+        extras: Extras | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Return each member's images, (b, c, h, w) float32 in [-1, 1], one for each prompt.
+        """Return each member's images (b, c, h, w) in [-1, 1], of those that ran, in order.
 
-        `seeds`: one in [0, 2^32) for each prompt; image i depends on prompt i and seed i only.
-        `on_step(member, step, steps)` is called after each step, from 1 to steps.
+        One prompt ("" is no text) and one seed in [0, 2^32) an image. `edit`: a picture to start
+        from. `on_step(member, step, steps)` is called after each step. Raises ConfigError for what
+        these members cannot do.
         """
-        if len(prompts) != len(seeds) or not prompts:
-            raise ConfigError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one for each")
-        if min(seeds) < 0 or max(seeds) >= 2**32:
-            raise ConfigError(f"a seed of {list(seeds)} is not in [0, 2^32)")
-        device = next(next(iter(self.members.values())).net.parameters()).device
-        emb, mask = text_batch(self.encoder.encode(prompts))
-        text = Text(emb.to(device), mask.to(device))
+        request = Request(prompts, seeds, options or SampleOptions(), edit, extras or Extras())
+        provenances = {name: member.provenance for name, member in self.members.items()}
+        configs = {name: member.config for name, member in self.members.items()}
+        running = plan(request, configs, provenances)
+        text, negative = self._texts(request, running)
         images: dict[str, torch.Tensor] = {}
-        lowres = None
-        for index, name in enumerate(self.members):
-            tell = _no_step if on_step is None else on_step
-            lowres = self._sample_member(index, text, seeds, lowres, options, tell)
+        lowres = self._given_lowres(request)
+        for name, config in running.items():
+            given = _given(config, text, negative, request.extras, self._device)
+            lowres = self._sample_member(name, config, given, request, lowres, on_step)
             images[name] = lowres
         return images
 
+    @property
+    def _device(self) -> torch.device:
+        return next(next(iter(self.members.values())).net.parameters()).device
+
+    def _texts(
+        self, request: Request, running: dict[str, MemberConfig]
+    ) -> tuple[Text | None, Text | None]:
+        """Return the prompts and the negative prompt as text, where a member takes text."""
+        if not any(config.network.text_dim for config in running.values()):
+            return None, None
+
+        def encoded(prompts: Sequence[str]) -> Text:
+            emb, mask = text_batch(self.encoder.encode(prompts))
+            return Text(emb.to(self._device), mask.to(self._device))
+
+        negative = request.options.negative
+        unwanted = None if negative is None else encoded([negative] * len(request.prompts))
+        return encoded(request.prompts), unwanted
+
+    def _given_lowres(self, request: Request) -> torch.Tensor | None:
+        """Return the picture that an edit gives to its first member, None when that is the base."""
+        names = list(self.members)
+        edit = request.edit
+        if edit is None or edit.first == names[0]:
+            return None
+        shape = self.members[names[names.index(edit.first) - 1]].config.shape
+        return editing.given_at(edit, shape, len(request.prompts), self._device)
+
     def _sample_member(
         self,
-        index: int,
-        text: Text,
-        seeds: Sequence[int],
+        name: str,
+        config: MemberConfig,
+        given: Given,
+        request: Request,
         lowres: torch.Tensor | None,
-        options: SampleOptions | None,
-        on_step: OnStep,
+        on_step: OnStep | None,
     ) -> torch.Tensor:
-        name = list(self.members)[index]
-        config, net = self.members[name].config, self.members[name].net
-        chosen, defaults = options or SampleOptions(), config.sampling
-        scale = defaults.guidance_scale if chosen.guidance_scale is None else chosen.guidance_scale
-        steps = chosen.steps or defaults.steps
-        shape = (config.network.channels, config.size, config.size)
-        up = aug = None
+        index, seeds = list(self.members).index(name), request.seeds
         if lowres is not None:
-            level = torch.full((len(seeds),), defaults.aug_level, dtype=torch.float64)
-            aug_eps = _noise(seeds, Purpose.SAMPLE_AUG + index, lowres.shape[1:]).to(lowres.device)
-            up, aug = condition_lowres(lowres, level.to(lowres.device), aug_eps, config.size)
-        denoise = denoiser(net, config, text, scale, up, aug)
-        sampler = SAMPLERS[chosen.sampler or defaults.sampler]
-        x = _noise(seeds, Purpose.SAMPLE + index, shape).to(text.emb.device)
-        x0 = sampler(denoise, x, uniform_times(steps), lambda i: on_step(name, i + 1, steps))
-        return x0.clamp(-1, 1)
+            up, aug = sampling.noised_lowres(config, index, lowres, seeds)
+            given = replace(given, lowres=up, aug=aug)
+        canvas = None
+        if request.edit is not None:
+            canvas = editing.canvas(request.edit, config.shape, len(seeds), self._device)
+        steps = config.sampling.steps
+
+        def tell(step: int) -> None:
+            if on_step is not None:
+                on_step(name, step + 1, steps)
+
+        net = self.members[name].net
+        return sampling.draw(net, config, index, given, seeds, tell, canvas)
 
 
-def _no_step(member: str, step: int, steps: int) -> None:
-    pass
+def _given(
+    config: MemberConfig,
+    text: Text | None,
+    negative: Text | None,
+    extras: Extras,
+    device: torch.device,
+) -> Given:
+    """Return what a member is conditioned on beside its low-resolution image."""
+    network, labels, images = config.network, extras.labels, extras.images
+    return Given(
+        text=text if network.text_dim else None,
+        negative=negative if network.text_dim else None,
+        label=labels.to(device) if labels is not None and network.num_classes else None,
+        image=images.to(device).float() if images is not None and network.image_channels else None,
+    )
 
 
-def _load_member(folder: str, device: str) -> Member:
+def _load_member(name: str, folder: str, device: str) -> Member:
     loaded = snapshot.load(folder)
+    provenance.check_images_seen(name, folder, loaded.provenance)
+    provenance.check_output(name, folder, loaded.state_dict)
     net = build(loaded.config.network)
     try:
         net.load_state_dict(loaded.state_dict)
@@ -245,8 +202,14 @@ def _load_member(folder: str, device: str) -> Member:
     return Member(loaded.config, net.to(device).eval(), loaded.provenance)
 
 
-def _noise(seeds: Sequence[int], purpose: int, shape: Sequence[int]) -> torch.Tensor:
-    """Return standard normal noise (b, *shape), each row a function of its own seed."""
-    first, count = np.zeros(1, dtype=np.int64), int(np.prod(shape))
-    rows = [normals(seed, purpose, first, count)[0] for seed in seeds]
-    return torch.from_numpy(np.stack(rows)).reshape(len(seeds), *shape)
+def _check_members(folder: str, members: dict[str, Member], encoder: TextEncoder) -> None:
+    """Raise unless loaded members fit each other and the text encoder."""
+    configs = {name: member.config for name, member in members.items()}
+    assembly.check(configs, {n: member.provenance for n, member in members.items()}, encoder.text)
+    for name, config in configs.items():
+        if config.network.text_dim not in (0, encoder.dim):
+            raise CheckpointError(
+                f"member {name} of `{folder}` takes text {config.network.text_dim} wide, encoder "
+                f"{encoder.text.encoder} gives {encoder.dim}",
+                "assemble members that were trained with one encoder",
+            )

@@ -21,8 +21,8 @@ class ShardError(ImagenError):
     """A tar shard or an embedding shard is damaged, missing or belongs to something else."""
 
 
-class CheckpointError(ImagenError):
-    """A checkpoint, snapshot or cascade is damaged, missing or of another architecture."""
+class CheckpointError(ImagenError, ValueError):
+    """A checkpoint, snapshot or cascade is damaged, missing, untrained or does not fit."""
 
 
 class StorageError(ImagenError):

@@ -102,7 +102,7 @@ def _draw_row(
     content: tuple[int, list[_Line], Sequence[np.ndarray]],
 ) -> None:
     top, lines, row = content
-    first = top + layout.side // 2 - layout.line * (len(lines) - 1) / 2
+    first = top + (layout.row_height - GAP) // 2 - layout.line * (len(lines) - 1) / 2
     for i, (text, colour) in enumerate(lines):
         at = (layout.left - 2 * GAP, first + i * layout.line)
         draw.text(at, text, colour, font, anchor="rm")

@@ -13,9 +13,11 @@
 
 import os
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import TypeVar
 
 from imagen import storage
+from imagen.data.images import CHANNELS, told
 from imagen.errors import ConfigError
 from imagen.member import MemberConfig
 from imagen.text.config import TextConfig
@@ -56,6 +58,7 @@ class ProjectConfig:
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed {self.seed} is not in [0, 2^32)")
         check_chain(self.members, self.text)
+        check_captioned(self.members)
 
     @property
     def tars(self) -> str:
@@ -86,11 +89,11 @@ class ProjectConfig:
         """Folder that holds one folder for each evaluation."""
         return storage.join(self.out, "eval")
 
-    def previous_size(self, member: str) -> int | None:
-        """Size in pixels of the image that conditions a member; None for the base."""
+    def previous_shape(self, member: str) -> tuple[int, int] | None:
+        """(height, width) in pixels of the image that conditions a member; None for the base."""
         names = list(self.members)
         at = names.index(member)
-        return self.members[names[at - 1]].size if at else None
+        return self.members[names[at - 1]].shape if at else None
 
 
 P = TypeVar("P", bound=ProjectConfig)
@@ -114,9 +117,7 @@ def check_chain(members: dict[str, MemberConfig], text: TextConfig) -> None:
         raise ConfigError(
             f"members are {list(members)}, a cascade has base, sr1, sr2 in this order"
         )
-    sizes = [m.size for m in members.values()]
-    if sorted(set(sizes)) != sizes:
-        raise ConfigError(f"member sizes {sizes} do not grow from base to the last member")
+    _check_shapes(members)
     if len({m.network.channels for m in members.values()}) > 1:
         raise ConfigError("members differ in `network.channels`; a cascade has one number")
     for name, member in members.items():
@@ -125,9 +126,50 @@ def check_chain(members: dict[str, MemberConfig], text: TextConfig) -> None:
                 f"member {name} has network.kind {member.network.kind!r}",
                 "base is 'base'; super-resolution members are 'efficient'",
             )
-        if text.dim is not None and member.network.text_dim != text.dim:
+        if text.dim is not None and member.network.text_dim not in (0, text.dim):
             raise ConfigError(
                 f"member {name} has network.text_dim {member.network.text_dim}, the encoder "
                 f"{text.encoder} is {text.dim} wide",
                 f"set members.{name}.network.text_dim={text.dim}",
             )
+
+
+def _check_shapes(members: dict[str, MemberConfig]) -> None:
+    """Raise ConfigError unless members grow and have one aspect ratio."""
+    sizes = [size_of(m.shape) for m in members.values()]
+    shapes = [m.shape for m in members.values()]
+    if any(b <= a for few, more in pairwise(shapes) for a, b in zip(few, more, strict=True)):
+        raise ConfigError(f"member sizes {sizes} do not grow from base to the last member")
+    height, width = shapes[0]
+    for name, (h, w) in zip(members, shapes, strict=True):
+        if h * width != w * height:
+            raise ConfigError(
+                f"member {name} is {told(h, w)} px, which is not the aspect ratio of base, "
+                f"{told(height, width)} px",
+                "all members show the same cut of a picture: multiply both sides by one number",
+            )
+
+
+def size_of(shape: tuple[int, int]) -> int | list[int]:
+    """Return a shape as configs and files have it: one number for a square, else [h, w]."""
+    return shape[0] if shape[0] == shape[1] else list(shape)
+
+
+def check_captioned(members: dict[str, MemberConfig]) -> None:
+    """Raise ConfigError for members that need more than captioned images, which stages have."""
+    for name, member in members.items():
+        network = member.network
+        if network.channels not in CHANNELS:
+            raise ConfigError(
+                f"member {name} has network.channels {network.channels}, data sets are images of "
+                f"{' or '.join(map(str, CHANNELS))} channels (grey or colour)",
+                "for other data, train with the library: imagen.member.loss()",
+            )
+        for key, what in (("num_classes", "class labels"), ("image_channels", "second image")):
+            if getattr(network, key):
+                raise ConfigError(
+                    f"member {name} has network.{key} {getattr(network, key)}, but a data set of "
+                    f"captioned images has no {what}",
+                    f"set members.{name}.network.{key}=0, or train with the library: "
+                    "imagen.member.loss()",
+                )

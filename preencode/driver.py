@@ -30,7 +30,7 @@ class Result:
 
     job: Job
     largest_px: int
-    """Size of the largest member."""
+    """Shorter side of the largest member."""
     shards: int
     """Shards of the data set."""
     reports: list[ShardReport] = field(default_factory=list)
@@ -74,7 +74,7 @@ def run(config: PreencodeConfig, address: str | None = None) -> Result:
     start, config = time.perf_counter(), absolute(config)
     tars = importing.list_tars(config)
     job = make_job(config)
-    largest = max(member.size for member in config.members.values())
+    largest = max(min(member.shape) for member in config.members.values())
     result = Result(job, largest, shards=len(tars))
     with state.lock(job.index_dir), log.JsonLog(log_path(config)) as events:
         for folder in (job.index_dir, job.embedding_dir):

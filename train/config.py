@@ -1,9 +1,12 @@
 """Configuration of the train stage."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal
 
 from imagen.errors import ConfigError
 from imagen.project import ProjectConfig
+from train import crops
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +43,14 @@ class TrainConfig:
     """Width of the power-function EMA as a share of the run, in (0, 0.28)."""
     caption_drop: float = 0.1
     """Probability that a sample is trained without its text, in [0, 1)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the network's matrix products; weights, optimizer, EMA and loss are float32 always."""
+    compile: bool = False
+    """Compile the network's blocks: the first steps take minutes, the others less time."""
+    checkpoint_levels: tuple[int, ...] = ()
+    """Levels that are computed again in the backward pass, to save memory; 0 = full resolution."""
+    crop_px: int = 0
+    """Side of the random crops that a super-resolution member is trained on; 0: whole pictures."""
     checkpoint_every: int
     """Images between checkpoints: what a crash can lose."""
     snapshot_every: int
@@ -68,9 +79,12 @@ class TrainConfig:
         for key in (*counts, "checkpoint_every", "snapshot_every", "log_every"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key} {getattr(self, key)} is less than 1")
-        for key in ("loader_workers", "warmup_images", "decay_images", "weight_decay"):
+        for key in ("loader_workers", "warmup_images", "decay_images", "weight_decay", "crop_px"):
             if getattr(self, key) < 0:
                 raise ConfigError(f"{key} {getattr(self, key)} is negative")
+        levels = self.checkpoint_levels
+        if any(b <= a for a, b in pairwise((-1, *levels))):
+            raise ConfigError(f"checkpoint_levels {list(levels)} are not levels in rising order")
         fewest, most = self.workers
         if not 1 <= fewest <= most <= self.global_batch:
             raise ConfigError(
@@ -109,6 +123,20 @@ class TrainStageConfig(ProjectConfig):
                 f"train has a section `{unknown[0]}`, which is no member of the cascade",
                 f"members: {', '.join(self.members)}",
             )
+        for name in self.train:
+            self._check_member(name)
+
+    def _check_member(self, name: str) -> None:
+        member, train = self.members[name], self.train[name]
+        levels = len(member.network.widths)
+        if train.checkpoint_levels and train.checkpoint_levels[-1] >= levels:
+            raise ConfigError(
+                f"train.{name}.checkpoint_levels {list(train.checkpoint_levels)} names a level "
+                f"that its network of {levels} levels does not have",
+                f"levels are 0 to {levels - 1}",
+            )
+        if train.crop_px:
+            crops.check(name, member, self.previous_shape(name), train.crop_px)
 
     def of(self, member: str) -> TrainConfig:
         """Return how `member` is trained. Raises ConfigError."""

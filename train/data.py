@@ -21,9 +21,16 @@ from imagen.data.prepared import Prepared
 from imagen.data.randomness import Purpose, normals, strata, uniforms
 from imagen.errors import ShardError
 from imagen.member import Text, TrainBatch
+from train.crops import Crops, Planes
 
 TOKEN_MULTIPLE = 8
 """Text is padded to a multiple of this many tokens: few shapes, no effect on the result."""
+
+
+SELF_CONDITIONED = 0.5
+"""Share of the samples that a self-conditioning member sees its own estimate of (Chen et al.,
+arXiv:2208.04202).
+"""
 
 
 CACHE_BYTES = 64 * 2**20
@@ -34,12 +41,12 @@ class Microbatch(NamedTuple):
     """One microbatch as it leaves a loader: small types, no padding."""
 
     pixels: torch.Tensor
-    """uint8 (b, c, S, S)."""
+    """uint8 (b, c, h, w): pictures, or crops of them."""
     lowres: torch.Tensor | None
-    """uint8 (b, c, s, s), for super-resolution members."""
-    tokens: torch.Tensor
-    """float16 (total tokens, d): the captions end to end."""
-    lengths: torch.Tensor
+    """uint8 (b, c, h, w), for super-resolution members."""
+    tokens: torch.Tensor | None
+    """float16 (total tokens, d): the captions end to end; None for members without text."""
+    lengths: torch.Tensor | None
     """int64 (b,): tokens of each caption."""
     weight: torch.Tensor
     """float32 (b,): 1, or 0 for an image that could not be decoded."""
@@ -48,6 +55,8 @@ class Microbatch(NamedTuple):
     keep: torch.Tensor
     aug_level: torch.Tensor | None
     aug_eps: torch.Tensor | None
+    self_cond: torch.Tensor | None
+    """float32 (b,), for self-conditioning members: 1 = sees its own first estimate."""
     bad: tuple[tuple[str, str], ...]
     """(key, reason) of each sample with weight 0."""
 
@@ -57,10 +66,15 @@ class Draws:
     """What decides the pixels and random draws of a sample, besides its position."""
 
     seed: int
-    size: int
-    previous_size: int | None
+    shape: tuple[int, int]
+    """(height, width) of the whole pictures."""
+    previous_shape: tuple[int, int] | None
+    """Of their low-resolution pictures, for super-resolution members."""
     channels: int
     caption_drop: float
+    crop_px: int = 0
+    self_conditioning: bool = False
+    text: bool = True
 
 
 class Samples(Dataset):
@@ -70,8 +84,14 @@ class Samples(Dataset):
         self, prepared: Prepared, embeddings: EmbeddingSet, order: Order, draws: Draws
     ) -> None:
         self.prepared, self.embeddings, self.order, self.draws = prepared, embeddings, order, draws
-        self._decoded: dict[tuple[int, int], tuple[np.ndarray, ...]] = {}
+        self._decoded: dict[tuple[int, int], Planes] = {}
         self._room = CACHE_BYTES
+        self.shape, self.lowres_shape = draws.shape, draws.previous_shape
+        self._sizes = tuple(shape for shape in (self.shape, self.lowres_shape) if shape is not None)
+        self.crops = None
+        if draws.crop_px and draws.previous_shape is not None:
+            self.crops = Crops(draws.crop_px, draws.shape, draws.previous_shape)
+            self.shape, self.lowres_shape = self.crops.shape, self.crops.lowres
 
     def __getitems__(self, positions: Sequence[int]) -> Microbatch:
         """Return the samples at consecutive positions of one global batch."""
@@ -84,40 +104,47 @@ class Samples(Dataset):
         ]
         draws = self.draws
         images, bad = self._images(shards.tolist(), rows)
-        tokens = [self.embeddings.tokens(s, r) for s, r in zip(shards.tolist(), rows, strict=True)]
-        times = strata(draws.seed, step, self.order.global_batch)[start:stop]
-        keep = uniforms(draws.seed, Purpose.DROP, positions) >= draws.caption_drop
+        if self.crops is not None:
+            places = self.crops.places(draws.seed, positions)
+            images = [self.crops.cut(*pair) for pair in zip(images, places, strict=True)]
         return Microbatch(
             pixels=torch.from_numpy(np.stack([sizes[0] for sizes in images])),
-            tokens=torch.from_numpy(np.concatenate(tokens)),
-            lengths=torch.tensor([len(t) for t in tokens]),
             weight=torch.tensor([float(i not in bad) for i in range(len(rows))]),
-            t=torch.from_numpy(times),
+            t=torch.from_numpy(strata(draws.seed, step, self.order.global_batch)[start:stop]),
             bad=tuple(bad.values()),
-            eps=self._normals(Purpose.NOISE, positions, draws.size),
-            keep=torch.from_numpy(keep.astype(np.float32)),
+            eps=self._normals(Purpose.NOISE, positions, self.shape),
+            keep=1 - self._happens(Purpose.DROP, positions, draws.caption_drop),
+            self_cond=self._self_cond(positions),
+            **self._text(shards.tolist(), rows),
             **self._lowres(images, positions),
         )
 
+    def _text(self, shards: list[int], rows: list[int]) -> dict[str, Any]:
+        if not self.draws.text:
+            return {"tokens": None, "lengths": None}
+        tokens = [self.embeddings.tokens(s, r) for s, r in zip(shards, rows, strict=True)]
+        lengths = torch.tensor([len(t) for t in tokens])
+        return {"tokens": torch.from_numpy(np.concatenate(tokens)), "lengths": lengths}
+
     def _images(
         self, shards: list[int], rows: list[int]
-    ) -> tuple[list[tuple[np.ndarray, ...]], dict[int, tuple[str, str]]]:
+    ) -> tuple[list[Planes], dict[int, tuple[str, str]]]:
         """Return the pixels of each sample at each size, and (key, reason) of the bad ones."""
-        sizes = tuple(s for s in (self.draws.size, self.draws.previous_size) if s is not None)
-        images: list[tuple[np.ndarray, ...]] = []
+        images: list[Planes] = []
         bad: dict[int, tuple[str, str]] = {}
         for i, (shard, row) in enumerate(zip(shards, rows, strict=True)):
             try:
-                images.append(self._decoded.get((shard, row)) or self._decode(shard, row, sizes))
+                images.append(self._decoded.get((shard, row)) or self._decode(shard, row))
             except _UndecodableError as err:
                 bad[i] = (self.prepared.key(shard, row), str(err))
-                images.append(tuple(np.zeros((self.draws.channels, s, s), np.uint8) for s in sizes))
+                channels = self.draws.channels
+                images.append(tuple(np.zeros((channels, *s), np.uint8) for s in self._sizes))
         return images, bad
 
-    def _decode(self, shard: int, row: int, sizes: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    def _decode(self, shard: int, row: int) -> Planes:
         encoded = self.prepared.image(shard, row)  # raises when the tar has changed: no bad image
         try:
-            planes = decode(encoded, sizes, self.draws.channels)
+            planes = decode(encoded, self._sizes, self.draws.channels)
         except ShardError as err:
             raise _UndecodableError(err.message) from None
         self._room -= sum(plane.nbytes for plane in planes)
@@ -125,23 +152,32 @@ class Samples(Dataset):
             self._decoded[shard, row] = planes
         return planes
 
-    def _normals(self, purpose: Purpose, positions: Sequence[int], size: int) -> torch.Tensor:
-        """Return noise (b, c, size, size) float32."""
-        shape = (self.draws.channels, size, size)
-        values = normals(self.draws.seed, purpose, positions, math.prod(shape))
-        return torch.from_numpy(values).reshape(len(positions), *shape)
+    def _happens(self, purpose: Purpose, positions: Sequence[int], share: float) -> torch.Tensor:
+        """Return (b,) float32: 1 with probability `share`, else 0."""
+        happens = uniforms(self.draws.seed, purpose, positions) < share
+        return torch.from_numpy(happens.astype(np.float32))
 
-    def _lowres(
-        self, images: list[tuple[np.ndarray, ...]], positions: Sequence[int]
-    ) -> dict[str, Any]:
-        size = self.draws.previous_size
-        if size is None:
+    def _self_cond(self, positions: Sequence[int]) -> torch.Tensor | None:
+        if not self.draws.self_conditioning:
+            return None
+        return self._happens(Purpose.SELF_COND, positions, SELF_CONDITIONED)
+
+    def _normals(
+        self, purpose: Purpose, positions: Sequence[int], shape: tuple[int, int]
+    ) -> torch.Tensor:
+        """Return noise (b, c, *shape) float32."""
+        full = (self.draws.channels, *shape)
+        values = normals(self.draws.seed, purpose, positions, math.prod(full))
+        return torch.from_numpy(values).reshape(len(positions), *full)
+
+    def _lowres(self, images: list[Planes], positions: Sequence[int]) -> dict[str, Any]:
+        if self.lowres_shape is None:
             return {"lowres": None, "aug_level": None, "aug_eps": None}
         level = uniforms(self.draws.seed, Purpose.AUG_LEVEL, positions)
         return {
             "lowres": torch.from_numpy(np.stack([sizes[1] for sizes in images])),
             "aug_level": torch.from_numpy(level),
-            "aug_eps": self._normals(Purpose.AUG_NOISE, positions, size),
+            "aug_eps": self._normals(Purpose.AUG_NOISE, positions, self.lowres_shape),
         }
 
 
@@ -202,14 +238,15 @@ def to_device(part: Microbatch, device: torch.device) -> TrainBatch:
     def move(value: torch.Tensor | None) -> torch.Tensor | None:
         return None if value is None else value.to(device, non_blocking=True)
 
-    lowres = move(part.lowres)
+    lowres, tokens, lengths = move(part.lowres), move(part.tokens), move(part.lengths)
     return TrainBatch(
         x0=to_x0(part.pixels.to(device, non_blocking=True)),
         eps=part.eps.to(device, non_blocking=True),
         t=part.t.to(device, non_blocking=True),
-        text=pad(part.tokens.to(device, non_blocking=True), part.lengths.to(device)),
+        text=None if tokens is None or lengths is None else pad(tokens, lengths),
         keep=part.keep.to(device, non_blocking=True),
         lowres=None if lowres is None else to_x0(lowres),
         aug_level=move(part.aug_level),
         aug_eps=move(part.aug_eps),
+        self_cond=move(part.self_cond),
     )

@@ -68,11 +68,15 @@ class Inputs:
 
     def samples(self, config: TrainStageConfig, member: str) -> data.Samples:
         """Return the training samples of a member by position."""
+        train, network = config.of(member), config.members[member].network
         draws = data.Draws(
             seed=config.seed,
-            size=config.members[member].size,
-            previous_size=config.previous_size(member),
-            channels=config.members[member].network.channels,
-            caption_drop=config.of(member).caption_drop,
+            shape=config.members[member].shape,
+            previous_shape=config.previous_shape(member),
+            channels=network.channels,
+            caption_drop=train.caption_drop,
+            crop_px=train.crop_px,
+            self_conditioning=network.self_conditioning,
+            text=network.text_dim > 0,
         )
         return data.Samples(self.prepared, self.embeddings, self.order, draws)

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from imagen.data.order import hash_key
 from imagen.errors import ImagenError
-from imagen.member import MemberConfig, loss
+from imagen.member import MemberConfig, check_batch, loss
 from train import ema, optim
 from train.config import TrainConfig
 from train.data import Microbatch, to_device
@@ -107,6 +107,10 @@ class Trainer:
         ids = [self.world.device.index] if self.world.device.type == "cuda" else None
         return DistributedDataParallel(self.net, device_ids=ids, gradient_as_bucket_view=True)
 
+    def check(self, part: Microbatch) -> None:
+        """Raise ConfigError unless data fits the member; slow, for the first microbatch."""
+        check_batch(self.member, to_device(part, self.world.device))
+
     def step(self, parts: list[Microbatch]) -> None:
         """Take one optimizer step on this rank's share of the next global batch."""
         self.backward(parts)
@@ -125,7 +129,8 @@ class Trainer:
                 self._seed_dropout(i)
                 batch = to_device(part, self.world.device)
                 weight = part.weight.to(self.world.device)
-                losses = loss(self.model, self.member, batch) * weight
+                with self._precision():
+                    losses = loss(self.model, self.member, batch) * weight
                 (losses.sum() * share).backward()
             self.interval.add(losses.detach(), weight)
             self.interval.bad += part.bad
@@ -134,6 +139,14 @@ class Trainer:
         model = self.model
         ddp = isinstance(model, DistributedDataParallel)
         return model.no_sync() if ddp else contextlib.nullcontext()
+
+    def _precision(self) -> contextlib.AbstractContextManager:
+        """Return what the loss is computed in: bfloat16 where autocast allows it, or as it is.
+
+        Weights, and so their gradients, optimizer and EMA, stay float32.
+        """
+        bf16 = self.config.precision == "bf16"
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=bf16)
 
     def _seed_dropout(self, part: int) -> None:
         """Make dropout a function of the step, so that a resumed run repeats it.

@@ -10,13 +10,17 @@
 ```
 """
 
+import dataclasses
 from typing import Any
 
 from imagen import checkpoint, manifest, storage
 from imagen import config as configs
 from imagen.data import images, order
+from imagen.diffusion.config import DiffusionConfig
 from imagen.errors import CheckpointError
-from train.config import TrainStageConfig
+from imagen.network.config import UNetConfig
+from imagen.project import size_of
+from train.config import TrainConfig, TrainStageConfig
 
 MANIFEST = "run.json"
 KIND = "run"
@@ -24,11 +28,16 @@ CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 SNAPSHOTS = "snapshots"
 KEEP_CHECKPOINTS = 3
+FREE = (
+    *("workers", "loader_workers", "microbatch", "compile", "checkpoint_levels"),
+    *("checkpoint_every", "snapshot_every", "log_every"),
+)
+"""Keys of TrainConfig that leave the weights alone, up to the order in which floats are added."""
 
 
 def identity(config: TrainStageConfig, member: str, data: str, encoder: str) -> dict[str, Any]:
     """Return what may not change while a run goes on, by the name a person knows it by."""
-    train = config.of(member)
+    train, previous = config.of(member), config.previous_shape(member)
     return {
         "seed": config.seed,
         "global_batch": train.global_batch,
@@ -36,8 +45,8 @@ def identity(config: TrainStageConfig, member: str, data: str, encoder: str) -> 
         "window": train.window,
         "data fingerprint": data,
         "encoder fingerprint": encoder,
-        "size of the member before": config.previous_size(member),
-        "size": config.members[member].size,
+        "size of the member before": None if previous is None else size_of(previous),
+        "size": size_of(config.members[member].shape),
         "network": configs.to_tree(config.members[member].network),
         "diffusion": configs.to_tree(config.members[member].diffusion),
         "order and decoding": [order.VERSION, images.VERSION],
@@ -46,10 +55,35 @@ def identity(config: TrainStageConfig, member: str, data: str, encoder: str) -> 
 
 def recipe(config: TrainStageConfig, member: str) -> dict[str, Any]:
     """Return what else decides the weights; it may change between a stop and a resume."""
-    free = ("workers", "loader_workers", "microbatch")  # numerics-neutral up to summation order
-    intervals = ("checkpoint_every", "snapshot_every", "log_every")
     tree = configs.to_tree(config.of(member))
-    return {key: value for key, value in tree.items() if key not in free + intervals}
+    return {key: value for key, value in tree.items() if key not in FREE}
+
+
+def known_identity(stored: dict[str, Any]) -> dict[str, Any]:
+    """Return an identity as today's code would have stored it: with options that came later."""
+    return {
+        **stored,
+        "network": _completed(stored["network"], UNetConfig),
+        "diffusion": _completed(stored["diffusion"], DiffusionConfig),
+    }
+
+
+def known_recipe(stored: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe as today's code would have stored it: with options that came later."""
+    known = _completed(stored, TrainConfig)
+    return {key: value for key, value in known.items() if key not in FREE}
+
+
+def known_recipes(stored: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the recipes of a checkpoint as today's code would have stored them."""
+    return [{**entry, "recipe": known_recipe(entry["recipe"])} for entry in stored]
+
+
+def _completed(stored: dict[str, Any], cls: type) -> dict[str, Any]:
+    """Return a stored section with the defaults of options that it lacks: what it meant."""
+    fields = [f for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING]
+    later = {f.name: configs.to_tree(f.default) for f in fields if f.name not in stored}
+    return stored | later
 
 
 def recipes(
@@ -90,6 +124,8 @@ def finished(run_dir: str) -> dict[str, Any] | None:
     if not storage.exists(path):
         return None
     body = manifest.read(path, KIND, CheckpointError)
+    body["identity"] = known_identity(body["identity"])
+    body["recipe"] = known_recipe(body["recipe"])
     snapshot = storage.join(run_dir, body["snapshot"], "snapshot.json")
     return body if manifest.read_if_complete(snapshot, "snapshot") is not None else None
 
@@ -106,7 +142,7 @@ def newest_identity(run_dir: str) -> dict[str, Any] | None:
         path = storage.join(folder, checkpoint.folder_name(images_seen), checkpoint.MANIFEST)
         body = manifest.read_if_complete(path, checkpoint.KIND)
         if body is not None:
-            return body["meta"]["identity"]
+            return known_identity(body["meta"]["identity"])
     return None
 
 

@@ -8,6 +8,7 @@ import torch
 
 from imagen import config as configs
 from imagen import storage
+from imagen.data.images import told
 from imagen.errors import ConfigError, ImagenError, ShardError
 from imagen.network.unet import build
 from imagen.project import absolute
@@ -62,7 +63,7 @@ def check(config: TrainStageConfig, member: str) -> Inputs:
     """Return the inputs of a run that can start or go on. Raises ImagenError with the reason."""
     train, network = config.of(member), config.members[member].network
     inputs = Inputs.open(config, member)
-    if network.text_dim != inputs.embeddings.dim:
+    if network.text_dim not in (0, inputs.embeddings.dim):
         raise ConfigError(
             f"members.{member}.network.text_dim is {network.text_dim}, the embeddings in "
             f"`{inputs.embeddings.folder}` are {inputs.embeddings.dim} wide",
@@ -121,6 +122,7 @@ def describe(config: TrainStageConfig, member: str) -> str:
     lines = [
         f"run directory     {config.run_dir(member)}",
         f"network           {parameters(config, member):,} weights",
+        f"pictures          {_pictures(config, member)}, {train.precision}",
         f"data              {order.samples:,} training samples in {len(order.shard_sizes)} shards, "
         f"fingerprint {inputs.prepared.fingerprint}",
         f"embeddings        {inputs.embeddings.folder}, {inputs.embeddings.dim} wide",
@@ -133,6 +135,14 @@ def describe(config: TrainStageConfig, member: str) -> str:
         "batches           " + "\n                  ".join(_batches(config, member)),
     ]
     return "\n".join(lines)
+
+
+def _pictures(config: TrainStageConfig, member: str) -> str:
+    """Return the size of the pictures, of the crops of them, and of what they are made from."""
+    shape, lowres = config.members[member].shape, config.previous_shape(member)
+    px = config.of(member).crop_px
+    crops = f"crops of {px} px out of " if px else ""
+    return f"{crops}{told(*shape)} px" + (f", from {told(*lowres)} px" if lowres else "")
 
 
 def _batches(config: TrainStageConfig, member: str) -> list[str]:

@@ -1,17 +1,21 @@
 """What one rank of a run does, from the newest checkpoint to the end. Knows nothing of Ray."""
 
+import os
+import shutil
+import socket
 from collections.abc import Iterator
 
 import torch
-from torch import nn
 
 from imagen import checkpoint, storage
 from imagen.data.order import hash_key
-from imagen.errors import CheckpointError, StorageError
-from imagen.network.unet import UNetConfig, build
+from imagen.errors import CheckpointError, ConfigError, StorageError
+from imagen.network.config import UNetConfig
+from imagen.network.unet import UNet, build
 from runtime.log import JsonLog
 from train import data, rundir
 from train.attempts import Launch
+from train.config import TrainConfig
 from train.job import Inputs, Job
 from train.keeper import Keeper
 from train.logs import LOG
@@ -21,11 +25,36 @@ _INIT = 64
 """Purpose of the seed of the initial weights, beside those of imagen.data.randomness."""
 
 
-def initial(config: UNetConfig, seed: int) -> nn.Module:
+def initial(config: UNetConfig, seed: int) -> UNet:
     """Return a new network; the same weights on every rank and machine."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(hash_key(seed, _INIT)) >> 1)
         return build(config)
+
+
+def prepare(net: UNet, config: TrainConfig, device: torch.device) -> None:
+    """Make a network train as the config says, with the same weights: less memory, compiled.
+
+    Raises ConfigError when it is to be compiled where there is no compiler: only a worker knows.
+    """
+    if config.checkpoint_levels:
+        net.checkpoint_levels(config.checkpoint_levels)
+    if config.compile:
+        _check_compiler(device)
+        net.compile_blocks()
+
+
+def _check_compiler(device: torch.device) -> None:
+    """Raise ConfigError unless torch.compile finds what it compiles with for `device`."""
+    cuda = device.type == "cuda"
+    variable, usual = ("CC", ("gcc", "clang")) if cuda else ("CXX", ("g++", "clang++"))
+    names = [os.environ[variable]] if os.environ.get(variable) else usual
+    if not any(shutil.which(name) for name in names):
+        raise ConfigError(
+            f"compile is true, but {socket.gethostname()} has no compiler for torch.compile: "
+            f"no {' or '.join(names)}",
+            f"install {usual[0]} there, set {variable} to another one, or set compile=false",
+        )
 
 
 def run_rank(job: Job, world: World) -> None:
@@ -82,16 +111,21 @@ def _train(job: Job, world: World, found: checkpoint.Checkpoint | None, number: 
     inputs = Inputs.open(job.config, job.member)
     member = job.config.members[job.member]
     net = initial(member.network, job.config.seed).to(world.device).train()
+    prepare(net, job.train, world.device)
     trainer = Trainer(net, member, job.train, world, job.config.seed)
     if found is not None:
-        rundir.check_identity(job.run_dir, found.meta["identity"], inputs.identity)
+        identity = rundir.known_identity(found.meta["identity"])
+        rundir.check_identity(job.run_dir, identity, inputs.identity)
         trainer.restore(found.images_seen, found.tensors, found.meta["counts"])
-    earlier = found.meta.get("recipes", []) if found else []
+    first = trainer.images_seen
+    earlier = rundir.known_recipes(found.meta.get("recipes", [])) if found else []
     keeper = Keeper(job, trainer, inputs.identity, earlier, number)
     try:
         keeper.start()
         for parts in _steps(job, world, inputs, trainer.images_seen):
             before = trainer.images_seen
+            if before == first:
+                trainer.check(parts[0])
             trainer.step(parts)
             keeper.after_step(before)
         keeper.end()

@@ -1,12 +1,13 @@
 """From encoded images to pixels, and from pixels to x0 and back.
 
-A picture is turned upright (EXIF), laid on white where it is transparent, cut to its centre square
-and scaled down with an antialiasing filter, each size from the same cut. JPEGs are decoded at the
-smallest scale that leaves four times the wanted size, which was measured to cost no visible
-quality (54.8 dB) and to be about four times as fast.
+A picture is turned upright (EXIF), laid on white where it is transparent, cut to the largest
+centred part of the wanted aspect ratio and scaled down with an antialiasing filter, each size from
+the same cut. JPEGs are decoded at the smallest scale that leaves four times the wanted size, which
+was measured to cost no visible quality (54.8 dB) and to be about four times as fast.
 """
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,39 +19,56 @@ from imagen.errors import ShardError
 VERSION = 1
 """Part of a run's identity: a change of the pixels below makes old checkpoints unresumable."""
 
+Size = int | tuple[int, int]
+"""Pixels of a square's side, or (height, width)."""
+
 _DRAFT = 4
 _ORIENTATION = 0x0112
 _MODES = {1: "L", 3: "RGB"}
+CHANNELS = tuple(_MODES)
+"""Numbers of channels that images can be decoded to."""
 
 
-def decode(data: bytes, sizes: tuple[int, ...], channels: int) -> tuple[npt.NDArray[np.uint8], ...]:
-    """Return one uint8 (c, h, w) for each size in pixels, all of the same centre square.
+def decode(data: bytes, sizes: Sequence[Size], channels: int) -> tuple[npt.NDArray[np.uint8], ...]:
+    """Return one uint8 (c, h, w) for each size, all of the same centred cut.
+
+    `sizes` have one aspect ratio; `channels`: 1 (grey) or 3 (colour).
 
     Raises ShardError with the reason when the bytes are no readable image, or one that is smaller
     than the largest size: pictures are never enlarged.
     """
+    shapes = [(size, size) if isinstance(size, int) else size for size in sizes]
+    height, width = max(shapes)
+    assert all(h * width == w * height for h, w in shapes), f"{shapes} differ in aspect ratio"
     try:
-        square = _square(_open(data, max(sizes)), channels)
+        cut = _cut(_open(data, max(height, width)), height, width, channels)
     except ShardError:
         raise
     except Exception as err:  # hostile bytes raise anything in Pillow's plugins
         raise ShardError(f"not a readable image: {type(err).__name__}: {err}") from err
-    if square.width < max(sizes):
-        raise ShardError(f"image of {square.width} px is smaller than {max(sizes)} px")
-    return tuple(_planes(square, size) for size in sizes)
+    if cut.width < width or cut.height < height:
+        raise ShardError(
+            f"image of {told(cut.height, cut.width)} px is smaller than {told(height, width)} px"
+        )
+    return tuple(_planes(cut, *shape) for shape in shapes)
+
+
+def told(height: int, width: int) -> str:
+    """Return a size as a person reads it: `64` for a square, else height x width."""
+    return str(height) if height == width else f"{height}x{width}"
 
 
 def _open(data: bytes, largest: int) -> Image.Image:
     image = Image.open(io.BytesIO(data))
     if image.format == "JPEG":
-        image.draft(None, (_DRAFT * largest, _DRAFT * largest))
+        image.draft(None, (_DRAFT * largest, _DRAFT * largest))  # not yet upright: both sides alike
     image.load()
     # exif_transpose() copies the image also where there is nothing to turn
     return ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
 
 
-def _square(image: Image.Image, channels: int) -> Image.Image:
-    """Return the centre square in the colour mode of `channels`."""
+def _cut(image: Image.Image, height: int, width: int, channels: int) -> Image.Image:
+    """Return the largest centred part of an aspect ratio, in the colour mode of `channels`."""
     if image.mode.startswith("I;16"):  # convert() would clip 16 bits, not scale them
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
@@ -58,17 +76,18 @@ def _square(image: Image.Image, channels: int) -> Image.Image:
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    if image.size != (side, side):
-        image = image.crop((left, top, left + side, top + side))
+    wide = min(image.width, image.height * width // height)
+    high = min(image.height, image.width * height // width)
+    left, top = (image.width - wide) // 2, (image.height - high) // 2
+    if image.size != (wide, high):
+        image = image.crop((left, top, left + wide, top + high))
     return image if image.mode == _MODES[channels] else image.convert(_MODES[channels])
 
 
-def _planes(square: Image.Image, size: int) -> npt.NDArray[np.uint8]:
-    if square.width != size:
-        square = square.resize((size, size), Image.Resampling.LANCZOS)
-    pixels = np.asarray(square)
+def _planes(cut: Image.Image, height: int, width: int) -> npt.NDArray[np.uint8]:
+    if cut.size != (width, height):
+        cut = cut.resize((width, height), Image.Resampling.LANCZOS)
+    pixels = np.asarray(cut)
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 

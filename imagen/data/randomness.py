@@ -10,10 +10,13 @@ counter = (block, position & 0xffffffff)              block i gives values 2i an
 ```
 """
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from imagen.data.order import permutation
 
@@ -21,7 +24,8 @@ UInt32 = npt.NDArray[np.uint32]
 
 _ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 _PARITY = np.uint32(0x1BD11BDA)
-_CHUNK = 1 << 15  # values of one pass: its few temporaries stay in the cache
+_CHUNK = 1 << 15  # pairs of values of one pass: its few temporaries stay in the cache
+_THREADS_MOST = 8
 
 
 class Purpose(IntEnum):
@@ -35,6 +39,7 @@ class Purpose(IntEnum):
     AUG_LEVEL = 5
     AUG_NOISE = 6
     TIME_ORDER = 7
+    SELF_COND = 8
     SAMPLE = 16
     """Initial noise; + index of the member in its cascade, as the next two."""
     SAMPLE_AUG = 32
@@ -75,18 +80,38 @@ def _words(
 def normals(
     seed: int, purpose: int, positions: npt.ArrayLike, count: int
 ) -> npt.NDArray[np.float32]:
-    """Return `count` standard normals for each position, float32 (n, count)."""
+    """Return `count` standard normals for each position, float32 (n, count).
+
+    Many are drawn by as many threads as torch has here; the numbers do not depend on that.
+    """
     positions = np.asarray(positions, np.uint64)
     pairs = (count + 1) // 2
     out = np.empty((len(positions), 2 * pairs), np.float32)
     rows = max(1, _CHUNK // max(1, pairs))
-    for row in range(0, len(positions), rows):
-        for start in range(0, pairs, _CHUNK):
-            blocks = np.arange(start, min(start + _CHUNK, pairs), dtype=np.uint32)
-            some = positions[row : row + rows]
-            z = _box_muller(*_words(seed, purpose, some, blocks))
-            out[row : row + rows, 2 * start : 2 * start + 2 * len(blocks)] = z
+
+    def fill(row: int, start: int) -> None:
+        blocks = np.arange(start, min(start + _CHUNK, pairs), dtype=np.uint32)
+        some = positions[row : row + rows]
+        z = _box_muller(*_words(seed, purpose, some, blocks))
+        out[row : row + rows, 2 * start : 2 * start + 2 * len(blocks)] = z
+
+    _each(fill, [(r, s) for r in range(0, len(positions), rows) for s in range(0, pairs, _CHUNK)])
     return out[:, :count]
+
+
+def _each(fill: Callable[[int, int], None], parts: Sequence[tuple[int, int]]) -> None:
+    """Fill all parts, each by one thread: numpy lets others run while it computes.
+
+    The threads end with the call, so that a process that forks afterwards has none.
+    """
+    threads = min(len(parts), torch.get_num_threads(), _THREADS_MOST)
+    if threads < 2:
+        for part in parts:
+            fill(*part)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(fill, *zip(*parts, strict=True)):  # raises what a thread has raised
+            pass
 
 
 def _box_muller(first: UInt32, second: UInt32) -> npt.NDArray[np.float32]:

@@ -1,19 +1,19 @@
-"""The parts of a U-Net. Imagen: Saharia et al., arXiv:2205.11487, Appendix B and F.
+"""The residual block of a U-Net. Imagen: Saharia et al., arXiv:2205.11487, Appendix B and F.
 
-Attention uses an additive mask of 0 and -1e4 with one key that is always valid, so that no row is
-fully masked and the exported softmax needs no guards against NaN.
+Everything is channels-last: there the pixels of an image are rows of its channels, so `as_pixels`
+and `as_image` are views, and layers on pixels cost no copy.
 """
+
+from typing import TypeVar
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-MASKED = -1e4
+from imagen.network.config import num_groups
 
-
-def num_groups(width: int) -> int:
-    """Return the groups of a norm: at least 4 channels in each, at most 32 groups."""
-    return max(1, min(32, width // 4))
+SKIP_SCALE = 2**-0.5
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
 def group_norm(width: int) -> nn.GroupNorm:
@@ -21,7 +21,7 @@ def group_norm(width: int) -> nn.GroupNorm:
     return nn.GroupNorm(num_groups(width), width)
 
 
-def zero_init(module: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
+def zero_init(module: Layer) -> Layer:
     """Set weight and bias to zero, so that the branch starts as nothing."""
     nn.init.zeros_(module.weight)
     if module.bias is not None:
@@ -29,10 +29,49 @@ def zero_init(module: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
     return module
 
 
+def as_pixels(x: torch.Tensor) -> torch.Tensor:
+    """View an image (b, c, h, w) as rows of pixels (b, h w, c)."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def as_image(pixels: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """View rows of pixels (b, h w, c) as an image (b, c, h, w), in the shape of `like`."""
+    return pixels.transpose(1, 2).unflatten(2, like.shape[2:])
+
+
+class GlobalContext(nn.Module):
+    """Gate of the channels from one attention-pooled vector of the whole image.
+
+    Context and two-layer bottleneck as in GCNet (Cao et al., arXiv:1904.11492); their result gates
+    the channels instead of being added, as in squeeze and excitation.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.score = nn.Linear(width, 1, bias=False)  # softmax would not see a bias
+        self.squeeze = nn.Linear(width, max(4, width // 4))
+        self.excite = nn.Linear(self.squeeze.out_features, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`x`: (b, width, h, w) -> gate (b, width, 1, 1) in (0, 1)."""
+        pixels = as_pixels(x)
+        attention = self.score(pixels).softmax(dim=1)  # (b, h w, 1)
+        context = (attention.transpose(1, 2) @ pixels)[:, 0]
+        gate = self.excite(functional.silu(self.squeeze(context)))
+        return gate.sigmoid()[:, :, None, None]
+
+
 class ResBlock(nn.Module):
     """Two convolutions; the condition scales and shifts the second norm (BigGAN style)."""
 
-    def __init__(self, width_in: int, width_out: int, cond_dim: int, dropout: float) -> None:
+    def __init__(
+        self,
+        width_in: int,
+        width_out: int,
+        cond_dim: int,
+        dropout: float,
+        global_context: bool = False,
+    ) -> None:
         super().__init__()
         self.norm1 = group_norm(width_in)
         self.conv1 = nn.Conv2d(width_in, width_out, 3, padding=1)
@@ -42,85 +81,22 @@ class ResBlock(nn.Module):
         self.conv2 = zero_init(nn.Conv2d(width_out, width_out, 3, padding=1))
         same = width_in == width_out
         self.shortcut = nn.Identity() if same else nn.Conv2d(width_in, width_out, 1)
+        self.context = GlobalContext(width_out) if global_context else None
 
-    def forward(self, x: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
-        """`x`: (b, width_in, h, w); `cond`: (b, cond_dim) -> (b, width_out, h, w)."""
-        h = self.conv1(functional.silu(self.norm1(x)))
+    def forward(
+        self, x: torch.Tensor, cond: torch.Tensor, skip: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`x`: (b, width_in, h, w); `cond`: (b, cond_dim) -> (b, width_out, h, w).
+
+        `skip`: a skip connection, which is scaled and joined to `x` and counts in `width_in`.
+        """
+        if skip is not None:
+            x = torch.cat([x, skip * SKIP_SCALE], dim=1)
+        reuse = not torch.is_grad_enabled()  # activations are kept for a backward pass only
+        h = self.conv1(functional.silu(self.norm1(x), inplace=reuse))
         scale, shift = self.scale_shift(cond)[:, :, None, None].chunk(2, dim=1)
-        h = functional.silu(torch.addcmul(shift, self.norm2(h), 1 + scale))
-        return self.shortcut(x) + self.conv2(self.dropout(h))
-
-
-def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, heads: int
-) -> torch.Tensor:
-    """Multi-head attention. `q`: (b, m, w); `k`, `v`: (b, l, w); `bias`: (b, l) or None."""
-    q, k, v = (z.unflatten(-1, (heads, -1)).transpose(1, 2) for z in (q, k, v))  # (b, n, ·, w/n)
-    mask = None if bias is None else bias[:, None, None, :].expand(-1, heads, q.shape[2], -1)
-    out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    return out.transpose(1, 2).flatten(2)
-
-
-class SelfAttention(nn.Module):
-    """Self-attention of the pixels, with the text's keys and values joined (Imagen, Sec. 2.5)."""
-
-    def __init__(self, width: int, cond_dim: int, head_dim: int) -> None:
-        super().__init__()
-        self.heads = width // head_dim
-        self.norm = group_norm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.text_kv = nn.Linear(cond_dim, 2 * width)
-        self.out = zero_init(nn.Linear(width, width))
-
-    def forward(self, x: torch.Tensor, text: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """`x`: (b, width, h, w); `text`: (b, l, cond_dim); `bias`: (b, l) -> as `x`."""
-        pixels = self.norm(x).flatten(2).transpose(1, 2)  # (b, h w, width)
-        q, k, v = self.qkv(pixels).chunk(3, dim=-1)
-        text_k, text_v = self.text_kv(text).chunk(2, dim=-1)
-        no_bias = bias.new_zeros(bias.shape[0], pixels.shape[1])
-        k, v = torch.cat([text_k, k], dim=1), torch.cat([text_v, v], dim=1)
-        h = attend(q, k, v, torch.cat([bias, no_bias], dim=1), self.heads)
-        return x + self.out(h).transpose(1, 2).unflatten(2, x.shape[2:])
-
-
-class CrossAttention(nn.Module):
-    """Attention from the pixels to the text tokens."""
-
-    def __init__(self, width: int, cond_dim: int, head_dim: int) -> None:
-        super().__init__()
-        self.heads = width // head_dim
-        self.norm = group_norm(width)
-        self.q = nn.Linear(width, width)
-        self.text_kv = nn.Linear(cond_dim, 2 * width)
-        self.out = zero_init(nn.Linear(width, width))
-
-    def forward(self, x: torch.Tensor, text: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """`x`: (b, width, h, w); `text`: (b, l, cond_dim); `bias`: (b, l) -> as `x`."""
-        q = self.q(self.norm(x).flatten(2).transpose(1, 2))
-        k, v = self.text_kv(text).chunk(2, dim=-1)
-        h = attend(q, k, v, bias, self.heads)
-        return x + self.out(h).transpose(1, 2).unflatten(2, x.shape[2:])
-
-
-class Downsample(nn.Module):
-    """Halve height and width with a strided 3x3 convolution."""
-
-    def __init__(self, width_in: int, width_out: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width_in, width_out, 3, stride=2, padding=1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(b, width_in, h, w) -> (b, width_out, h/2, w/2)."""
-        return self.conv(x)
-
-
-class Upsample(nn.Module):
-    """Double height and width: nearest neighbour, then a 3x3 convolution."""
-
-    def __init__(self, width_in: int, width_out: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width_in, width_out, 3, padding=1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(b, width_in, h, w) -> (b, width_out, 2h, 2w)."""
-        return self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+        h = functional.silu(torch.addcmul(shift, self.norm2(h), 1 + scale), inplace=reuse)
+        h = self.conv2(self.dropout(h))
+        if self.context is not None:
+            h = h * self.context(h)
+        return h.add_(self.shortcut(x))  # neither convolution nor product keeps its output

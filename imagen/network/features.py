@@ -1,7 +1,7 @@
-"""Sinusoidal features of a scalar, computed on the host and given to the network as input.
+"""Sinusoidal features of a scalar, made outside the network and given to it as input.
 
-Fed from the host (float64, rounded once), because sin and cos of large arguments differ between
-devices; an exported network then needs no schedule arithmetic.
+In float64, rounded once: sin and cos of large arguments in less differ between devices. An exported
+network then needs no schedule arithmetic.
 """
 
 import math

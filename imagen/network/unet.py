@@ -6,223 +6,129 @@ resolution; it also sees the low-resolution image. Both scale skip connections b
 Networks know nothing of schedules or noise: they map inputs to one image-shaped output.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from imagen.errors import ConfigError
-from imagen.network.blocks import (
-    CrossAttention,
-    Downsample,
-    ResBlock,
-    SelfAttention,
-    Upsample,
-    group_norm,
-    num_groups,
-    zero_init,
-)
-from imagen.network.conditioning import Conditioning, pool_heads
+from imagen.network.attention import Attentions
+from imagen.network.blocks import ResBlock, group_norm, zero_init
+from imagen.network.checks import check
+from imagen.network.conditioning import Conditioning
+from imagen.network.conditions import Conditions
+from imagen.network.config import UNetConfig
+from imagen.network.levels import CombineLevels, DownLevel, UpLevel, res_block, run
+from imagen.network.resample import convolution
 
-SKIP_SCALE = 2**-0.5
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class UNetConfig:
-    """Architecture of one U-Net; tuples have one entry a level, highest resolution first."""
-
-    kind: Literal["base", "efficient"]
-    """`base`, or `efficient` for super-resolution members."""
-    channels: int = 3
-    """Channels of the image."""
-    widths: tuple[int, ...]
-    """Feature channels of each level."""
-    blocks: tuple[int, ...]
-    """Residual blocks of each level, on the way down and again on the way up."""
-    self_attention: tuple[bool, ...]
-    """Whether a level ends in self-attention (with text joined)."""
-    cross_attention: tuple[bool, ...]
-    """Whether a level ends in cross-attention to the text."""
-    text_dim: int
-    """Width of the text encoder's embeddings."""
-    cond_dim: int
-    """Width of the conditioning vector and of the projected text tokens."""
-    head_dim: int = 64
-    """Channels of one attention head."""
-    dropout: float = 0.0
-    """Dropout in the residual blocks."""
-
-    def __post_init__(self) -> None:
-        levels = len(self.widths)
-        for key in ("blocks", "self_attention", "cross_attention"):
-            if len(getattr(self, key)) != levels:
-                raise ConfigError(
-                    f"{key} has {len(getattr(self, key))} entries, widths has {levels}",
-                    "give one entry for each level",
-                )
-        if not levels or min(self.blocks) < 1:
-            raise ConfigError("a U-Net needs at least one level and one block in each")
-        if self.channels not in (1, 3):
-            raise ConfigError(f"channels {self.channels} is neither 1 (grey) nor 3 (colour)")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout {self.dropout} is not in [0, 1)")
-        for key in ("text_dim", "cond_dim", "head_dim"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"{key} {getattr(self, key)} is less than 1")
-        if self.cond_dim % pool_heads(self.cond_dim):
-            raise ConfigError(
-                f"cond_dim {self.cond_dim} cannot be cut into {pool_heads(self.cond_dim)} heads",
-                "use a multiple of 64",
-            )
-        for level in range(levels):
-            self._check_width(level)
-
-    def _check_width(self, level: int) -> None:
-        width = self.widths[level]
-        attends = self.self_attention[level] or self.cross_attention[level]
-        if attends and width % self.head_dim:
-            raise ConfigError(f"width {width} is no multiple of head_dim {self.head_dim}")
-        if width < 4 or any(w % num_groups(w) for w in (width, 2 * width)):
-            raise ConfigError(
-                f"width {width} cannot be cut into groups of equal size for its norms",
-                "use a multiple of 4 up to 64, then of 32",
-            )
-
-    @property
-    def factor(self) -> int:
-        """What height and width must be multiples of."""
-        return 2 ** (len(self.widths) - (self.kind == "base"))
-
-
-class Attentions(nn.Module):
-    """The attention that ends a level: self, cross, both or none."""
-
-    def __init__(self, config: UNetConfig, level: int) -> None:
-        super().__init__()
-        args = (config.widths[level], config.cond_dim, config.head_dim)
-        self.self_attention = SelfAttention(*args) if config.self_attention[level] else None
-        self.cross_attention = CrossAttention(*args) if config.cross_attention[level] else None
-
-    def forward(self, x: torch.Tensor, text: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """`x`: (b, width, h, w); `text`: (b, l, cond_dim); `bias`: (b, l) -> as `x`."""
-        if self.self_attention is not None:
-            x = self.self_attention(x, text, bias)
-        if self.cross_attention is not None:
-            x = self.cross_attention(x, text, bias)
-        return x
-
-
-class DownLevel(nn.Module):
-    """Residual blocks and attention at one resolution, on the way down."""
-
-    def __init__(self, config: UNetConfig, level: int) -> None:
-        super().__init__()
-        width, first = config.widths[level], config.widths[max(0, level - 1)]
-        halves = config.kind == "efficient" or level > 0
-        self.resample = Downsample(first, width) if halves else None
-        self.blocks = nn.ModuleList(
-            ResBlock(width, width, config.cond_dim, config.dropout)
-            for _ in range(config.blocks[level])
-        )
-        self.attentions = Attentions(config, level)
-
-    def forward(
-        self, x: torch.Tensor, cond: torch.Tensor, text: torch.Tensor, bias: torch.Tensor
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return the level's output and one skip for each block."""
-        if self.resample is not None:
-            x = self.resample(x)
-        skips = []
-        for block in self.blocks:
-            x = block(x, cond)
-            skips.append(x)
-        x = self.attentions(x, text, bias)
-        skips[-1] = x
-        return x, skips
-
-
-class UpLevel(nn.Module):
-    """Residual blocks that take the skips, attention, and the way up to the level above."""
-
-    def __init__(self, config: UNetConfig, level: int) -> None:
-        super().__init__()
-        width, above = config.widths[level], config.widths[max(0, level - 1)]
-        self.blocks = nn.ModuleList(
-            ResBlock(2 * width, width, config.cond_dim, config.dropout)
-            for _ in range(config.blocks[level])
-        )
-        self.attentions = Attentions(config, level)
-        doubles = config.kind == "efficient" or level > 0
-        self.resample = Upsample(width, above) if doubles else None
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        skips: list[torch.Tensor],
-        cond: torch.Tensor,
-        text: torch.Tensor,
-        bias: torch.Tensor,
-    ) -> torch.Tensor:
-        """Consume one skip for each block, deepest first."""
-        for block in self.blocks:
-            x = block(torch.cat([x, skips.pop() * SKIP_SCALE], dim=1), cond)
-        x = self.attentions(x, text, bias)
-        return x if self.resample is None else self.resample(x)
+RECOMPILE_LIMIT = 64
+"""Shapes for which `torch.compile` may compile one kind of block before it gives up."""
 
 
 class UNet(nn.Module):
-    """A U-Net conditioned on time, text and, for super-resolution, a low-resolution image."""
+    """A U-Net conditioned on time and on what its config names: text, images, a class."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
-        self.config = config
-        lowres, width = config.kind == "efficient", config.widths[0]
+        self.config, self.recompute = config, False
+        width, deepest = config.widths[0], config.widths[-1]
         levels = range(len(config.widths))
-        self.conditioning = Conditioning(config.text_dim, config.cond_dim, lowres)
-        self.stem = nn.Conv2d(config.channels, width, 3, padding=1)
-        # two convolutions added, never one over joined channels: see browser traps in DESIGN.md
-        self.stem_lowres = nn.Conv2d(config.channels, width, 3, padding=1) if lowres else None
+        self.conditioning = Conditioning(config)
+        # convolutions added, never one over joined channels: see browser traps in DESIGN.md
+        self.stem = self._stem(config.channels)
+        self.stem_lowres = self._stem(config.channels) if config.kind == "efficient" else None
+        # without bias, so that no estimate is the same as an estimate of zero
+        previous = config.self_conditioning
+        self.stem_x0_previous = self._stem(config.channels, bias=False) if previous else None
+        self.stem_image = self._stem(config.image_channels) if config.image_channels else None
         self.down = nn.ModuleList(DownLevel(config, i) for i in levels)
-        deepest = config.widths[-1]
-        self.middle = ResBlock(deepest, deepest, config.cond_dim, config.dropout)
+        self.middle = res_block(config, deepest, deepest)
+        middle = config.middle_attention
+        self.middle_attention = Attentions(config, deepest, ["self"]) if middle else None
         self.up = nn.ModuleList(UpLevel(config, i) for i in levels)  # up.i mirrors down.i
+        self.combine = CombineLevels(config) if config.combine_levels else None
         # `efficient` has no other conditioned layer at full resolution, where noise must be removed
-        self.final = ResBlock(2 * width, width, config.cond_dim, config.dropout)
+        self.final = res_block(config, 2 * width, width)
         self.out_norm = group_norm(width)
         self.out = zero_init(nn.Conv2d(width, config.channels, 3, padding=1))
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        time: torch.Tensor,
-        text_emb: torch.Tensor,
-        text_mask: torch.Tensor,
-        keep: torch.Tensor,
-        lowres: torch.Tensor | None = None,
-        aug: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Return the prediction, shaped as `x`.
+    def _stem(self, channels: int, bias: bool = True) -> nn.Module:
+        return convolution(channels, self.config.widths[0], self.config.stem_kernels, bias=bias)
 
-        `x`: (b, c, h, w); `time`: (b, f) features; `text_emb`: (b, l, d); `text_mask`: (b, l), True
-        = token; `keep`: (b,) 1 = text, 0 = null text; `lowres`: (b, c, h, w), upsampled, and `aug`:
-        (b, f) features of its noise level, for `efficient` only.
+    def forward(self, x: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+        """Return the prediction (b, c, h, w), shaped as `x`.
+
+        Raises ConfigError where `x` or a condition does not fit the config.
         """
-        cond, text, bias = self.conditioning(time, text_emb, text_mask, keep, aug)
-        x = self.stem(x.contiguous(memory_format=torch.channels_last))
-        if self.stem_lowres is not None:
-            assert lowres is not None, "an SR member is given the low-resolution image"
-            x = x + self.stem_lowres(lowres)
-        stem, skips = x, []
+        check(self.config, x, conditions)
+        cond, text, bias = self.conditioning(conditions)
+        x = stem = self._enter(x, conditions)
+        skips, outputs = [], []
         for down in self.down:
             x, level_skips = down(x, cond, text, bias)
             skips.append(level_skips)
         x = self.middle(x, cond)
+        if self.middle_attention is not None:
+            x = self.middle_attention(x, text, bias)
         for up in reversed(self.up):
             x = up(x, skips.pop(), cond, text, bias)
-        x = self.final(torch.cat([x, stem * SKIP_SCALE], dim=1), cond)
+            outputs.append(x)
+        if self.combine is not None:
+            x = self.combine(outputs)
+        x = run(self.recompute, self.final, x, cond, stem)
         return self.out(functional.silu(self.out_norm(x)))
+
+    def _enter(self, x: torch.Tensor, given: Conditions) -> torch.Tensor:
+        """Return the sum of the stems (b, width, h, w), channels-last, in the weights' type."""
+        shape, dtype = x.shape[2:], self.out.weight.dtype
+        x = self.stem(x.to(dtype).contiguous(memory_format=torch.channels_last))
+        if self.stem_lowres is not None and given.lowres is not None:
+            x = x + self.stem_lowres(given.lowres.to(dtype))
+        if self.stem_x0_previous is not None and given.x0_previous is not None:
+            x = x + self.stem_x0_previous(given.x0_previous.to(dtype))
+        if self.stem_image is not None and given.image is not None:
+            x = x + self.stem_image(resize(given.image.float(), shape).to(dtype))
+        return x
+
+    def checkpoint_levels(self, levels: Sequence[int]) -> None:
+        """Recompute these levels in the backward pass; 0, the finest, includes the last block.
+
+        Same outputs and gradients, less memory, more time. Levels that are not named keep their
+        activations. Raises ConfigError for a level that the network has not.
+        """
+        for level in levels:
+            if not 0 <= level < len(self.down):
+                raise ConfigError(f"level {level} is none of 0 … {len(self.down) - 1}")
+        self.recompute = 0 in levels
+        for module in self.modules():
+            if isinstance(module, DownLevel | UpLevel):
+                module.recompute = module.level in levels
+
+    def compile_blocks(self, **options: Any) -> None:
+        """Compile residual blocks and attentions in place (`torch.compile` with these options).
+
+        Regional: blocks of one shape share their code, and the state dict stays as it is. Residual
+        blocks are compiled for each shape by default, attentions for any number of tokens.
+        """
+        # one kind of block has as many shapes as there are levels, twice, and the default is 8
+        dynamo = torch._dynamo.config
+        dynamo.recompile_limit = max(dynamo.recompile_limit, RECOMPILE_LIMIT)
+        for name, module in self.named_modules():
+            if isinstance(module, ResBlock):
+                module.compile(**{"dynamic": False} | options)
+            elif isinstance(module, Attentions) and module.kinds and not name.endswith("deeper"):
+                module.compile(**options)  # with the layers that follow inside
+
+
+def resize(image: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Resize an image (b, c, H, W) to (height, width): bilinear, antialiased when it shrinks."""
+    if tuple(image.shape[2:]) == tuple(shape):
+        return image
+    return functional.interpolate(
+        image, size=tuple(shape), mode="bilinear", antialias=True, align_corners=False
+    )
 
 
 def build(config: UNetConfig) -> UNet:

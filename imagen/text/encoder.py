@@ -34,10 +34,13 @@ class TextEncoder:
 
     def tokenize(self, captions: Sequence[str]) -> tokens.TokenRows:
         """Return the token ids of captions; those over `text.max_tokens` are cut and counted."""
-        return tokens.tokenize(self._tokenizer, captions, self.text.max_tokens)
+        return tokens.tokenize(self._tokenizer, captions, self.text.max_tokens, self.text.cleaning)
 
     def encode(self, captions: Sequence[str]) -> list[np.ndarray]:
-        """Return the embedding of each caption, (l, d) float32, equal captions once."""
+        """Return the embedding of each caption, (l, d) float32, equal captions once.
+
+        An empty caption has one row, its end of sequence: the null text.
+        """
         rows, slots = tokens.distinct(self.tokenize(captions).ids)
         flat, offsets = self.encode_ids(rows, np.float32)
         return [flat[offsets[s] : offsets[s + 1]] for s in slots]
@@ -89,7 +92,7 @@ def _fingerprint(text: TextConfig, content: str) -> str:
     return fingerprint(
         {
             "version": VERSION,
-            "clean": clean.VERSION,
+            "clean": clean.VERSIONS[text.cleaning],
             "content": content,
             "max_tokens": text.max_tokens,
             "dtype": text.dtype,

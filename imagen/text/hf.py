@@ -35,14 +35,32 @@ def _reading(what: str, folder: str) -> Iterator[None]:
         ) from err
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from drawing bars and from listing the decoder's weights as unexpected."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
 class HubTokenizer:
     """A tokenizer of Hugging Face, without special tokens."""
 
     def __init__(self, folder: str) -> None:
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, T5Tokenizer
 
+        # AutoTokenizer of transformers 5 does not find the spiece.model of a UMT5
+        names = os.listdir(folder)
+        bare = "spiece.model" in names and "tokenizer.json" not in names
         with _reading("tokenizer", folder):
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            kind = T5Tokenizer if bare else AutoTokenizer
+            self._tokenizer = kind.from_pretrained(folder, local_files_only=True)
         if self._tokenizer.eos_token_id is None:
             raise ConfigError(f"the tokenizer in `{folder}` has no end of sequence: no T5")
         self.eos: int = self._tokenizer.eos_token_id
@@ -140,11 +158,13 @@ def _file_hash(path: str) -> str:
 
 
 def load_model(folder: str, dtype: str, device: str) -> "PreTrainedModel":
-    """Return the encoder half of a model in evaluation mode. Raises ConfigError."""
+    """Return the encoder half of a model in evaluation mode. Raises ConfigError.
+
+    Only the encoder's weights are read, also where the file holds a decoder as well.
+    """
     import torch
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()  # it draws on stderr, terminal or not
     with _reading("config", folder):
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     if config.model_type not in MODELS:
@@ -152,7 +172,7 @@ def load_model(folder: str, dtype: str, device: str) -> "PreTrainedModel":
             f"`{folder}` is a {config.model_type!r} model; supported are {', '.join(MODELS)}",
             "a ByT5 is of type t5",
         )
-    with _reading("model", folder):
+    with _reading("model", folder), _quiet():
         loaded: tuple[Any, dict] = getattr(transformers, MODELS[config.model_type]).from_pretrained(
             folder,
             dtype=getattr(torch, dtype),

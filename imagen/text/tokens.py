@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from imagen.text.clean import clean
+from imagen.text.clean import Cleaning, clean
 
 
 class Tokenizer(Protocol):
@@ -33,9 +33,20 @@ class TokenRows:
     """Captions with no token but the end of sequence."""
 
 
-def tokenize(tokenizer: Tokenizer, captions: Sequence[str], max_tokens: int) -> TokenRows:
-    """Return the ids of all captions; one longer than `max_tokens` is cut, its end kept."""
-    rows = tokenizer.ids([clean(c) for c in captions]) if captions else []
+def tokenize(
+    tokenizer: Tokenizer,
+    captions: Sequence[str],
+    max_tokens: int,
+    cleaning: Cleaning = "light",
+) -> TokenRows:
+    """Return the ids of all captions; one longer than `max_tokens` is cut, its end kept.
+
+    A caption of which cleaning leaves nothing, or nothing but white space, is the end of sequence
+    alone whatever the tokenizer: the null text, which networks are told is none.
+    """
+    cleaned = [clean(c, cleaning) for c in captions]
+    rows = tokenizer.ids(cleaned) if captions else []
+    rows = [row if clean(text) else [] for text, row in zip(cleaned, rows, strict=True)]
     lost = [max(0, len(row) + 1 - max_tokens) for row in rows]
     return TokenRows(
         ids=[[*row[: max_tokens - 1], tokenizer.eos] for row in rows],

@@ -53,8 +53,19 @@ def test_fingerprint_covers_weights_section_and_prompts(project, tiny, tmp_path)
 
 
 def test_an_unknown_sampler_is_an_error_of_the_config(tiny, tmp_path):
-    with pytest.raises(ConfigError, match="`eval`: sampler 'euler' is unknown"):
-        tiny.make_config(tmp_path, sampler="euler")
+    with pytest.raises(ConfigError, match="`eval`: sampler 'plms' is unknown"):
+        tiny.make_config(tmp_path, sampler="plms")
+
+
+def test_guidance_of_a_member_that_knows_no_null_text_is_an_error_before_anything_is_sampled(
+    project, tmp_path, tiny
+):
+    always = {"train": {"caption_drop": 0.0}}
+    tiny.write_snapshot(project, "sr1", **always)
+    inputs.check_sampling(tiny.make_config(tmp_path, guidance_scale=1.0), inputs.gather(project))
+    with pytest.raises(ConfigError, match=r"guidance_scale 3\.0 for member sr1, which was trained"):
+        stage.run(project)
+    assert not storage.exists(project.cascade)
 
 
 def test_a_changed_encoder_is_an_error_before_anything_is_sampled(project, tmp_path, tiny):

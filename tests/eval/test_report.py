@@ -1,8 +1,11 @@
+import base64
+import io
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from eval import charts, report
 from eval.config import GridConfig
@@ -162,3 +165,10 @@ def test_a_loss_that_was_no_number_is_left_out_of_the_curve(tiny, tmp_path):
     html = page(tiny, tmp_path, METRICS)
     assert "base: loss, 0.0476 at last" in html
     assert "nan" not in html
+
+
+def test_a_picture_that_is_no_square_keeps_its_shape_in_the_report():
+    for shape, shown in (((64, 192, 3), (96, 32)), ((8, 16, 1), (16, 8))):
+        html = report._thumbnail(np.zeros(shape, np.uint8), "sample")
+        data = html.partition("base64,")[2].partition('"')[0]
+        assert Image.open(io.BytesIO(base64.b64decode(data))).size == shown

@@ -4,6 +4,7 @@ import pytest
 from eval import reference, score
 from eval.prompts import Item
 from imagen.data import digits
+from imagen.data.images import decode
 from imagen.data.prepared import Prepared
 from imagen.errors import ShardError
 
@@ -97,3 +98,19 @@ def test_no_readable_training_image_is_an_error_that_says_why(real, tiny, tmp_pa
     larger = replace(tiny.make_config(tmp_path).members["sr1"], size=64)
     with pytest.raises(ShardError, match=r"none of the 711 .* readable: .*smaller than 64 px"):
         score.yardstick(real[0], larger, "none")
+
+
+def test_pictures_that_are_no_squares_are_compared_as_members_draw_them(real, tiny, tmp_path):
+    from dataclasses import replace
+
+    prepared = real[0]
+    wide = replace(tiny.make_config(tmp_path).members["sr1"], size=(16, 32))
+    yardstick = score.yardstick(prepared, wide, "none")
+    where = yardstick.training.where[:5]
+    drawn = [decode(prepared.image(*w), ((16, 32),), 1)[0].transpose(1, 2, 0) for w in where]
+    assert drawn[0].shape == (16, 32, 1)
+    assert yardstick.training.images[0].shape == (32, 32, 1)
+    sampled = score.Sampled([Item("x", i) for i in range(5)], {"sr1": drawn})
+    body, nearest = score.memorisation(sampled, yardstick)
+    assert nearest.index.tolist() == list(range(5))
+    assert body["ratio_of_medians"] == 0

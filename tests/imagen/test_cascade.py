@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from imagen import snapshot, storage
-from imagen.cascade import Cascade, SampleOptions, assemble
+from imagen.cascade import Cascade, Extras, Member, SampleOptions, assemble
 from imagen.errors import CheckpointError, ConfigError
 from imagen.member import MemberConfig, SamplingConfig
 from imagen.network.unet import UNetConfig, build
@@ -31,14 +31,19 @@ MEMBERS = {
 PROMPTS = ["seven", "a handwritten three, twice", "", "the digit nine"]
 
 
-def save_member(folder, name, seed, encoder_fingerprint):
+def awake(config, seed=0):
     torch.manual_seed(seed)
-    net = build(MEMBERS[name].network)
+    net = build(config.network).eval()
     for parameter in net.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.2)
-    provenance = {"images_seen": 1, "encoder_fingerprint": encoder_fingerprint}
-    snapshot.save(str(folder), name, MEMBERS[name], net.state_dict(), provenance)
+    return net
+
+
+def save_member(folder, name, seed, encoder_fingerprint, config=None, **facts):
+    config = config or MEMBERS[name]
+    provenance = {"images_seen": 1, "encoder_fingerprint": encoder_fingerprint} | facts
+    snapshot.save(str(folder), name, config, awake(config, seed).state_dict(), provenance)
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +84,66 @@ def test_seed_prompt_and_options_each_change_the_picture(folder):
         cascade.sample(["seven"], [1], SampleOptions(guidance_scale=7.0)),
         cascade.sample(["seven"], [1], SampleOptions(steps=4)),
         cascade.sample(["seven"], [1], SampleOptions(sampler="ddim")),
+        cascade.sample(["seven"], [1], SampleOptions(aug_level=0.7)),
+        cascade.sample(["seven"], [1], SampleOptions(negative="eight")),
+        cascade.sample(["seven"], [1], SampleOptions(members={"sr1": {"threshold": "static"}})),
     ]
     assert all((other["sr1"] - first).abs().max() > 1e-3 for other in others)
+
+
+def test_same_seed_same_picture_in_a_batch_of_sixteen_by_a_stochastic_sampler(folder):
+    cascade = Cascade.load(str(folder))
+    options = SampleOptions(sampler="ddpm", steps=4)
+    prompts, seeds = PROMPTS * 4, range(40, 56)
+    together = cascade.sample(prompts, seeds, options)
+    for i in (0, 6, 15):
+        alone = cascade.sample([prompts[i]], [seeds[i]], options)
+        for name in MEMBERS:
+            torch.testing.assert_close(alone[name][0], together[name][i], atol=1e-4, rtol=0)
+
+
+def test_a_member_draws_the_same_whether_later_ones_follow(folder):
+    cascade = Cascade.load(str(folder))
+    whole, part = (
+        cascade.sample(["seven"], [1], SampleOptions(last=last)) for last in (None, "base")
+    )
+    assert list(part) == ["base"]
+    assert torch.equal(part["base"], whole["base"])
+
+
+def test_an_empty_prompt_is_the_unconditional_picture(folder):
+    cascade = Cascade.load(str(folder))
+    empty, null = (
+        cascade.sample([prompt], [1], SampleOptions(guidance_scale=scale))["sr1"]
+        for prompt, scale in (("", 5.0), ("seven", 0.0))
+    )
+    torch.testing.assert_close(empty, null, atol=1e-4, rtol=0)
+
+
+def test_labels_and_images_reach_the_members_that_take_them(fingerprint):
+    network = dataclasses.replace(NETWORK, num_classes=3, image_channels=1)
+    config = MemberConfig(size=8, network=network, sampling=SamplingConfig(steps=2))
+    cascade = Cascade({"base": Member(config, awake(config), {})}, load_encoder(TEXT), "")
+    image = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
+
+    def sampled(label, image):
+        extras = Extras(labels=torch.tensor([label]), images=image)
+        return cascade.sample(["seven"], [1], extras=extras)["base"]
+
+    first = sampled(0, image)
+    assert torch.equal(sampled(0, image), first)
+    assert (sampled(2, image) - first).abs().max() > 1e-3
+    assert (sampled(0, -image) - first).abs().max() > 1e-3
+
+
+def test_a_grown_picture_of_two_heights_and_widths_is_sampled(fingerprint):
+    shapes = {"base": (8, 12), "sr1": (16, 24)}
+    members = {}
+    for name, shape in shapes.items():
+        config = dataclasses.replace(MEMBERS[name], size=shape)
+        members[name] = Member(config, awake(config), {})
+    images = Cascade(members, load_encoder(TEXT), "").sample(["seven"], [1])
+    assert {name: tuple(x.shape[2:]) for name, x in images.items()} == shapes
 
 
 def test_steps_are_told_for_each_member(folder):
@@ -161,14 +224,14 @@ def test_bad_requests_are_refused(folder, prompts, seeds, message):
 
 def test_unknown_samplers_are_refused_with_the_known_ones():
     with pytest.raises(
-        ConfigError, match="sampler 'euler' is unknown\n\nhint: samplers: ddim, dpm"
+        ConfigError, match="sampler 'plms' is unknown\n\nhint: samplers: ddpm, ddim, dpm"
     ):
-        SampleOptions(sampler="euler")
+        SampleOptions(sampler="plms")
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path, fingerprint):
-    torch.manual_seed(0)
-    other = build(dataclasses.replace(NETWORK, widths=(8, 24))).state_dict()
+    network = dataclasses.replace(NETWORK, widths=(8, 24))
+    other = awake(dataclasses.replace(MEMBERS["base"], network=network)).state_dict()
     provenance = {"images_seen": 1, "encoder_fingerprint": fingerprint}
     snapshot.save(str(tmp_path / "base"), "base", MEMBERS["base"], other, provenance)
     assemble(str(tmp_path / "cascade"), {"base": str(tmp_path / "base")}, TEXT, fingerprint)
@@ -213,3 +276,87 @@ def test_an_encoder_that_lies_elsewhere_here_can_be_named(folder):
     with pytest.raises(ConfigError, match="models/of-another-machine"):
         Cascade.load(str(folder))
     assert Cascade.load(str(folder), encoder="tiny-t5").encoder.text.encoder == "tiny-t5"
+
+
+def assembled(tmp_path, fingerprint, members, **facts):
+    """Assemble a cascade of members (name -> config) with these facts in their provenance."""
+    for name, config in members.items():
+        save_member(tmp_path / name, name, 0, fingerprint, config, **facts.get(name, {}))
+    snapshots = {name: str(tmp_path / name) for name in members}
+    assemble(str(tmp_path / "made"), snapshots, TEXT, fingerprint)
+
+
+def test_a_member_that_has_seen_no_image_is_refused(tmp_path, fingerprint):
+    with pytest.raises(
+        CheckpointError,
+        match=r"member base in `.*` is not trained: it has seen 0 images(.|\n)*member=base",
+    ):
+        assembled(tmp_path, fingerprint, MEMBERS, base={"images_seen": 0})
+    assert not storage.exists(str(tmp_path / "made" / "cascade.json"))
+
+
+def test_a_member_whose_output_is_as_initialised_is_refused(tmp_path, fingerprint):
+    fresh = build(MEMBERS["base"].network).state_dict()
+    provenance = {"images_seen": 64, "encoder_fingerprint": fingerprint}
+    snapshot.save(str(tmp_path / "base"), "base", MEMBERS["base"], fresh, provenance)
+    with pytest.raises(CheckpointError, match=r"`out\.weight` is all zero, as in a new network"):
+        assemble(str(tmp_path / "made"), {"base": str(tmp_path / "base")}, TEXT, fingerprint)
+
+
+def test_an_untrained_member_that_was_slipped_in_is_refused_at_loading(folder):
+    path = next(folder.glob("base-*/snapshot.json"))
+    body = json.loads(path.read_text())
+    body["provenance"]["images_seen"] = 0
+    path.write_text(json.dumps(body))
+    with pytest.raises(CheckpointError, match=r"member base in .* has seen 0 images"):
+        Cascade.load(str(folder))
+
+
+WIDER = dataclasses.replace(NETWORK, text_dim=128)
+COLOUR = dataclasses.replace(NETWORK, kind="efficient", channels=3)
+
+
+def like(name, **keys):
+    return {name: dataclasses.replace(MEMBERS[name], **keys)}
+
+
+MISFITS = [
+    (like("sr1", size=8), r"member sizes \[8, 8\] do not grow"),
+    (like("sr1", size=(16, 24)), "is not the aspect ratio of base"),
+    (like("sr1", network=COLOUR), "members differ in `network.channels`"),
+    (like("base", network=WIDER), "member base has network.text_dim 128"),
+    ({"sr1": MEMBERS["base"]}, "do not grow"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "message"), MISFITS)
+def test_members_that_do_not_chain_are_refused(tmp_path, fingerprint, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        assembled(tmp_path, fingerprint, MEMBERS | changes)
+
+
+def test_a_member_that_was_trained_on_other_lowres_images_is_refused(tmp_path, fingerprint):
+    with pytest.raises(
+        CheckpointError, match=r"sr1 was trained on low-resolution .* 4 x 4, .* draws 8 x 8"
+    ):
+        assembled(tmp_path, fingerprint, MEMBERS, sr1={"previous_size": 4})
+    assembled(tmp_path, fingerprint, MEMBERS, sr1={"previous_size": [8, 8]})
+
+
+def test_members_that_do_not_chain_are_refused_at_loading(folder):
+    path = next(folder.glob("sr1-*/snapshot.json"))
+    body = json.loads(path.read_text())
+    body["config"]["size"] = 8
+    path.write_text(json.dumps(body))
+    with pytest.raises(ConfigError, match=r"member sizes \[8, 8\] do not grow"):
+        Cascade.load(str(folder))
+
+
+def test_guidance_without_null_text_is_refused_by_what_the_snapshot_says(tmp_path, fingerprint):
+    never = {"train": {"caption_drop": 0.0}}
+    assembled(tmp_path, fingerprint, MEMBERS, base=never)
+    cascade = Cascade.load(str(tmp_path / "made"))
+    with pytest.raises(ConfigError, match="member base, which was trained without null text"):
+        cascade.sample(["seven"], [1])
+    options = SampleOptions(members={"base": {"guidance_scale": 1.0}})
+    assert set(cascade.sample(["seven"], [1], options)) == set(MEMBERS)

@@ -27,3 +27,8 @@ def test_an_error_survives_pickling_as_it_does_between_ray_processes():
 
 def test_a_config_error_is_a_value_error_so_that_pydantic_reports_it_with_its_key():
     assert issubclass(ConfigError, ValueError)
+
+
+def test_an_untrained_or_damaged_member_is_a_value_error():
+    with pytest.raises(ValueError, match="base is not trained"):
+        raise CheckpointError("base is not trained")

@@ -3,153 +3,209 @@ import dataclasses
 import pytest
 import torch
 
+from imagen.diffusion.losses import weight
 from imagen.diffusion.prediction import target
-from imagen.diffusion.samplers import uniform_times
-from imagen.diffusion.schedule import alpha_sigma, cosine_logsnr
+from imagen.diffusion.schedule import alpha_sigma, train_logsnr
 from imagen.errors import ConfigError
-from imagen.member import (
-    DiffusionConfig,
-    MemberConfig,
-    SamplingConfig,
-    Text,
-    TrainBatch,
-    condition_lowres,
-    denoiser,
-    loss,
-)
-from imagen.network.unet import UNetConfig, build
+from imagen.inputs import features
+from imagen.member import DiffusionConfig, MemberConfig, SamplingConfig, Text, loss, present
 
-NETWORK = UNetConfig(
-    kind="base", channels=1, widths=(8, 16), blocks=(1, 1), self_attention=(False, True),
-    cross_attention=(False, True), text_dim=12, cond_dim=16, head_dim=8,
-)  # fmt: skip
-BASE = MemberConfig(size=8, network=NETWORK)
-SR = MemberConfig(size=16, network=dataclasses.replace(NETWORK, kind="efficient"))
-
-
-def text(b, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    return Text(torch.randn(b, 4, 12, generator=g), torch.ones(b, 4, dtype=torch.bool))
-
-
-def train_batch(member, b=4):
-    g = torch.Generator().manual_seed(1)
-    sr = member is SR
-    return TrainBatch(
-        x0=torch.rand(b, 1, member.size, member.size, generator=g) * 2 - 1,
-        eps=torch.randn(b, 1, member.size, member.size, generator=g),
-        t=torch.linspace(0.1, 0.9, b).double(),
-        text=text(b),
-        keep=torch.ones(b),
-        lowres=torch.rand(b, 1, 8, 8, generator=g) if sr else None,
-        aug_level=torch.linspace(0, 1, b).double() if sr else None,
-        aug_eps=torch.randn(b, 1, 8, 8, generator=g) if sr else None,
-    )
-
-
-def awake(member):
-    torch.manual_seed(0)
-    net = build(member.network).eval()
-    for parameter in net.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.2)
-    return net
+PREDICTIONS = ["v", "eps", "x0", "edm", "flow"]
 
 
 class Perfect(torch.nn.Module):
     """Puts out what a perfect network would, for a batch it knows."""
 
-    def __init__(self, member, batch):
+    def __init__(self, member, batch, offset=0.0):
         super().__init__()
-        self.member, self.batch = member, batch
+        self.member, self.batch, self.offset = member, batch, offset
 
     def forward(self, *_):
-        alpha, sigma = (
-            z[:, None, None, None].float() for z in alpha_sigma(cosine_logsnr(self.batch.t))
-        )
-        kind = self.member.diffusion.prediction
-        return target(kind, self.batch.x0, self.batch.eps, alpha, sigma)
+        diffusion = self.member.diffusion
+        levels = alpha_sigma(train_logsnr(diffusion, self.batch.t))
+        alpha, sigma = (z[:, None, None, None].float() for z in levels)
+        out = target(diffusion.prediction, self.batch.x0, self.batch.eps, alpha, sigma)
+        return out + self.offset
 
 
-@pytest.mark.parametrize("kind", ["v", "eps", "x0"])
-def test_loss_of_a_perfect_network_is_zero(kind):
-    member = dataclasses.replace(BASE, diffusion=DiffusionConfig(prediction=kind))
-    batch = train_batch(BASE)
+def diffusing(member, **keys):
+    return dataclasses.replace(member, diffusion=DiffusionConfig(**keys))
+
+
+@pytest.mark.parametrize("kind", PREDICTIONS)
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "edm", "rectified"])
+def test_loss_of_a_perfect_network_is_zero(toy, kind, schedule):
+    member = diffusing(toy.BASE, prediction=kind, schedule=schedule, logsnr_shift=-1.0)
+    batch = toy.train_batch(toy.BASE)
     assert loss(Perfect(member, batch), member, batch).max() < 1e-10
 
 
-@pytest.mark.parametrize("member", [BASE, SR])
-def test_loss_of_a_sample_does_not_depend_on_its_neighbours(member):
-    net, batch = awake(member), train_batch(member)
-    first = {
-        f.name: getattr(batch, f.name)[:1]
-        for f in dataclasses.fields(batch)
-        if f.name != "text" and getattr(batch, f.name) is not None
-    }
-    alone = TrainBatch(**first, text=Text(batch.text.emb[:1], batch.text.mask[:1]))
-    torch.testing.assert_close(loss(net, member, batch)[:1], loss(net, member, alone))
+@pytest.mark.parametrize(("kind", "expected"), [("l2", 0.25), ("l1", 0.5), ("huber", 0.125)])
+def test_each_loss_is_its_mean_over_the_elements(toy, kind, expected):
+    member, batch = diffusing(toy.BASE, loss=kind), toy.train_batch(toy.BASE)
+    found = loss(Perfect(member, batch, offset=0.5), member, batch)
+    torch.testing.assert_close(found, torch.full((4,), expected))
 
 
-def test_lowres_is_clean_at_level_zero_and_noise_at_level_one():
-    lowres, eps = torch.rand(1, 1, 4, 4), torch.randn(1, 1, 4, 4)
-    up = torch.nn.functional.interpolate
-    for level, wanted in ((0.0, lowres), (1.0, eps)):
-        seen, _ = condition_lowres(lowres, torch.tensor([level]), eps, 8)
-        expected = up(wanted, (8, 8), mode="bilinear", align_corners=False)
-        torch.testing.assert_close(seen, expected, atol=5e-3, rtol=0)
+@pytest.mark.parametrize("times", ["uniform", "lognormal"])
+@pytest.mark.parametrize("weighting", ["min_snr", "edm", "sigmoid", "v"])
+def test_losses_are_weighted_by_the_noise_level_that_was_trained_on(toy, weighting, times):
+    member = diffusing(toy.BASE, weighting=weighting, times=times, schedule="edm")
+    batch = toy.train_batch(toy.BASE)
+    expected = 0.25 * weight(member.diffusion, train_logsnr(member.diffusion, batch.t))
+    found = loss(Perfect(member, batch, offset=0.5), member, batch)
+    torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-6)
 
 
-def test_training_and_sampling_show_the_network_the_same_lowres_and_time():
-    """Contract 5: what the network receives on both paths, for one state of one image."""
-    batch = train_batch(SR, b=1)
-    seen = []
-
-    class Spy(torch.nn.Module):
-        def forward(self, x, time, emb, mask, keep, lowres, aug):
-            seen.append((time, emb, mask, keep, lowres, aug))
-            return torch.zeros_like(x)
-
-    loss(Spy(), SR, batch)
-    up, aug = condition_lowres(batch.lowres, batch.aug_level, batch.aug_eps, SR.size)
-    denoise = denoiser(Spy(), SR, batch.text, 1.0, up, aug)
-    denoise(batch.x0, batch.t.item())
-    for trained, sampled in zip(*seen, strict=True):
-        torch.testing.assert_close(trained, sampled)
+def test_an_edm_network_sees_inputs_of_unit_variance(toy):
+    member = diffusing(toy.BASE, prediction="edm", schedule="edm")
+    net = toy.Oracle("edm", lambda x, *_: x)
+    batch = dataclasses.replace(
+        toy.train_batch(toy.BASE, 64), x0=0.5 * torch.randn(64, 1, 8, 8), keep=torch.ones(64)
+    )
+    loss(net, member, batch)
+    (x, _) = net.calls[0]
+    assert x.std(dim=(1, 2, 3)).sub(1).abs().max() < 0.4
+    assert abs(x.std() - 1) < 0.03
 
 
-@pytest.mark.parametrize(("scale", "rows"), [(1.0, 2), (0.0, 2), (3.0, 4)])
-def test_guidance_is_one_batched_pass_and_none_at_scales_one_and_zero(scale, rows):
-    calls = []
-    net = awake(BASE)
-    handle = net.register_forward_pre_hook(lambda _, args: calls.append(args[0].shape[0]))
-    denoiser(net, BASE, text(2), scale)(torch.randn(2, 1, 8, 8), 0.5)
-    handle.remove()
-    assert calls == [rows]
+@pytest.mark.parametrize("name", ["BASE", "SR", "ALL", "BARE"])
+def test_loss_of_a_sample_does_not_depend_on_its_neighbours(toy, name):
+    member = getattr(toy, name)
+    net, batch = toy.awake(member), toy.train_batch(member)
+    first = {}
+    for field in dataclasses.fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, Text):
+            first[field.name] = Text(value.emb[:1], value.mask[:1])
+        else:
+            first[field.name] = None if value is None else value[:1]
+    alone = type(batch)(**first)
+    together = loss(net, member, batch)[:1]
+    torch.testing.assert_close(together, loss(net, member, alone), rtol=1e-4, atol=1e-5)
 
 
-def test_guided_prediction_is_the_textbook_combination():
-    member = dataclasses.replace(BASE, sampling=SamplingConfig(threshold_percentile=1.0))
-    net, xt = awake(member), torch.randn(2, 1, 8, 8) * 0.01
-    x0 = {w: denoiser(net, member, text(2), w)(xt, 0.02) for w in (0.0, 1.0, 1.5)}
-    inside = all(z.abs().max() < 1 for z in x0.values())
-    assert inside, "thresholding would hide what is tested"
-    torch.testing.assert_close(x0[1.5], x0[0.0] + 1.5 * (x0[1.0] - x0[0.0]), atol=1e-5, rtol=0)
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("name", ["BASE", "SR", "ALL", "BARE"])
+def test_the_gradient_reaches_every_parameter(toy, name, bf16):
+    member = getattr(toy, name)
+    net, batch = toy.awake(member).train(), toy.train_batch(member)
+    batch = dataclasses.replace(batch, keep=torch.tensor([1.0, 1.0, 1.0, 0.0]))
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        losses = loss(net, member, batch)
+    assert losses.dtype == torch.float32
+    losses.sum().backward()
+    without = [key for key, p in net.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+
+
+def test_crops_are_trained_on_at_their_own_size(toy):
+    batch = toy.train_batch(toy.SR)
+    crop = dataclasses.replace(
+        batch,
+        **{key: getattr(batch, key)[..., :8, :8] for key in ("x0", "eps")},
+        **{key: getattr(batch, key)[..., :4, :4] for key in ("lowres", "aug_eps")},
+    )
+    net = toy.Oracle("v", lambda x, *_: x)
+    assert loss(net, toy.SR, crop).shape == (4,)
+    (x, conditions) = net.calls[0]
+    assert x.shape == conditions.lowres.shape == (4, 1, 8, 8)
+
+
+def test_an_empty_caption_is_the_null_text_in_training(toy):
+    net, batch = toy.awake(toy.BASE), toy.train_batch(toy.BASE)
+    mask = batch.text.mask.clone()
+    mask[1, 1:] = False
+    empty = dataclasses.replace(batch, text=Text(batch.text.emb, mask))
+    dropped = dataclasses.replace(batch, keep=torch.tensor([1.0, 0.0, 1.0, 1.0]))
+    assert present(empty.text).tolist() == [1, 0, 1, 1]
+    torch.testing.assert_close(loss(net, toy.BASE, empty), loss(net, toy.BASE, dropped))
+    assert (loss(net, toy.BASE, empty) - loss(net, toy.BASE, batch))[1].abs() > 1e-4
+
+
+def test_an_empty_caption_does_not_hide_the_label(toy):
+    net, batch = toy.awake(toy.ALL), toy.train_batch(toy.ALL)
+    empty = Text(batch.text.emb, torch.zeros_like(batch.text.mask))
+    unlabelled = dataclasses.replace(batch, text=empty, keep=torch.zeros(4))
+    labelled = dataclasses.replace(batch, text=empty)
+    difference = loss(net, toy.ALL, labelled) - loss(net, toy.ALL, unlabelled)
+    assert (difference.abs() > 1e-5).all()
+
+
+def test_label_and_image_each_change_the_loss(toy):
+    net, batch = toy.awake(toy.ALL), toy.train_batch(toy.ALL)
+    plain = loss(net, toy.ALL, batch)
+    for key, value in (("label", (batch.label + 1) % 5), ("image", -batch.image)):
+        other = loss(net, toy.ALL, dataclasses.replace(batch, **{key: value}))
+        assert ((other - plain).abs() > 1e-6).all(), key
+
+
+class SelfConditioned(torch.nn.Module):
+    """A network that notes what it sees, and whose output is one parameter everywhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = torch.nn.Parameter(torch.tensor(0.3))
+        self.seen = []
+
+    def forward(self, x, conditions):
+        self.seen.append((x, conditions.x0_previous, torch.is_grad_enabled()))
+        return self.out.expand_as(x)
+
+
+@pytest.mark.parametrize("kind", PREDICTIONS)
+def test_self_conditioning_shows_the_first_estimate_to_chosen_rows_and_keeps_the_target(toy, kind):
+    member = diffusing(toy.with_network(toy.BASE, self_conditioning=True), prediction=kind)
+    batch, net = toy.train_batch(member), SelfConditioned()
+    losses = loss(net, member, batch)
+    (x, none, with_grad), (again, estimate, _) = net.seen
+    assert none is None
+    assert not with_grad
+    assert torch.equal(x, again)
+    assert not estimate.requires_grad
+    assert not estimate[batch.self_cond == 0].any()
+    shown = estimate[batch.self_cond == 1]
+    assert shown.any()
+    assert shown.abs().max() <= 1
+    plain = loss(SelfConditioned(), diffusing(toy.BASE, prediction=kind), toy.train_batch(toy.BASE))
+    assert torch.equal(losses, plain), "the target is the same, whatever the network saw"
+
+
+@pytest.mark.parametrize("kind", PREDICTIONS)
+def test_the_first_estimate_of_a_perfect_network_is_the_image(toy, kind):
+    member = diffusing(toy.with_network(toy.BASE, self_conditioning=True), prediction=kind)
+    batch, seen = toy.train_batch(member), []
+
+    class Spy(Perfect):
+        def forward(self, x, conditions):
+            seen.append(conditions.x0_previous)
+            return super().forward(x, conditions)
+
+    loss(Spy(member, batch), member, batch)
+    rows = batch.self_cond == 1
+    torch.testing.assert_close(seen[1][rows], batch.x0[rows], atol=2e-4, rtol=0)
+
+
+def test_features_are_finite_at_zero_and_at_infinite_snr():
+    ends = features(torch.tensor([-torch.inf, torch.inf, -20.0, 20.0]))
+    assert ends.isfinite().all()
+    assert torch.equal(ends[:2], ends[2:])
+
+
+def test_a_size_is_one_number_or_height_and_width(toy):
+    assert toy.BASE.shape == (8, 8)
+    assert toy.ALL.shape == (16, 24)
 
 
 @pytest.mark.parametrize(
-    ("build_it", "message"),
-    [
-        (lambda: SamplingConfig(sampler="dppm"), "sampler 'dppm' is none of ddim, dpmpp_2m"),
-        (lambda: SamplingConfig(steps=0), "steps 0 is less than 1"),
-        (lambda: SamplingConfig(threshold_percentile=99.5), r"99.5 is not in \(0, 1\]"),
-        (lambda: SamplingConfig(aug_level=2), r"aug_level 2 is not in \[0, 1\]"),
-        (lambda: MemberConfig(size=9, network=NETWORK), "size 9 is no multiple of 2"),
-    ],
+    ("size", "message"),
+    [(9, "size 9 is no multiple of 2"), ((8, 7), "size 7 is no"), (0, "size 0"), ((-2, 8), "-2")],
 )
-def test_values_out_of_range_are_refused(build_it, message):
+def test_sizes_that_the_network_cannot_halve_are_refused(toy, size, message):
     with pytest.raises(ConfigError, match=message):
-        build_it()
+        MemberConfig(size=size, network=toy.NETWORK)
 
 
-def test_uniform_times_start_at_noise_and_end_clean():
-    assert uniform_times(4) == [1.0, 0.75, 0.5, 0.25, 0.0]
+def test_configs_are_still_imported_from_here():
+    assert DiffusionConfig().prediction == "v"
+    assert SamplingConfig().sampler == "dpmpp_2m"

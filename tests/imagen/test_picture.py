@@ -66,6 +66,27 @@ def test_long_labels_are_broken_into_lines_and_never_cover_an_image():
     assert shown.height > short.height
 
 
+@pytest.mark.parametrize("shape", [(32, 8, 1), (8, 32, 3)])
+def test_labels_stand_at_the_middle_of_images_that_are_no_squares(shape):
+    rows = [[np.full(shape, 250, np.uint8)]] * 2
+    shown = np.asarray(picture.grid(rows, ["M", "M"], [""]).convert("L"))
+    ink = np.flatnonzero((shown[:, : picture.MARGIN + 16] < 128).any(axis=1))
+    frames = np.flatnonzero(shown[:, -picture.MARGIN - 10] < 230)
+    middles = [
+        (ink[0] + ink[ink < ink[0] + 20][-1]) / 2,
+        (ink[-1] + ink[ink > ink[-1] - 20][0]) / 2,
+    ]
+    wanted = [(frames[0] + frames[1]) / 2, (frames[2] + frames[3]) / 2]
+    assert np.abs(np.subtract(middles, wanted)).max() <= 4
+
+
+def test_a_label_of_many_lines_stays_in_its_row():
+    rows, labels = [[gradient(8)]] * 2, ["", "many words in one label " * 20]
+    shown = np.asarray(picture.grid(rows, labels, [""]).convert("L"))
+    ink = np.flatnonzero((shown[:, : picture.MARGIN + 100] < 128).any(axis=1))
+    assert ink[0] > shown.shape[0] / 2
+
+
 def test_what_follows_a_line_break_is_grey():
     shown = np.asarray(picture.grid([[gradient(8)]], ["\n" + "M" * 20], [""]))
     letters = shown[:, : 8 * 20]

@@ -48,8 +48,8 @@ def test_tars_that_are_there_already_are_used_in_place():
 
 def test_a_member_is_conditioned_on_the_size_before_it():
     config = build(ProjectConfig, tree())
-    assert config.previous_size("base") is None
-    assert config.previous_size("sr1") == 8
+    assert config.previous_shape("base") is None
+    assert config.previous_shape("sr1") == (8, 8)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
@@ -78,6 +78,53 @@ def test_a_cascade_that_does_not_grow_is_refused(size):
     config["members"]["sr1"]["size"] = size
     with pytest.raises(ConfigError, match=rf"member sizes \[8, {size}\] do not grow"):
         build(ProjectConfig, config)
+
+
+def test_members_may_be_wider_than_high():
+    config = tree()
+    config["members"]["base"]["size"] = [8, 16]
+    config["members"]["sr1"]["size"] = [32, 64]
+    assert build(ProjectConfig, config).previous_shape("sr1") == (8, 16)
+
+
+def test_a_cascade_that_grows_in_one_direction_only_is_refused():
+    config = tree()
+    config["members"]["sr1"]["size"] = [8, 16]
+    with pytest.raises(ConfigError, match=r"member sizes \[8, \[8, 16\]\] do not grow"):
+        build(ProjectConfig, config)
+
+
+def test_members_of_different_aspect_ratios_are_refused():
+    config = tree()
+    config["members"]["sr1"]["size"] = [16, 32]
+    with pytest.raises(ConfigError, match=r"sr1 is 16x32 px, .* ratio of base, 8 px") as err:
+        build(ProjectConfig, config)
+    assert "multiply both sides by one number" in str(err.value.hint)
+
+
+def test_members_without_text_are_allowed_beside_any_encoder():
+    config = tree()
+    config["members"]["sr1"]["network"]["text_dim"] = 0
+    assert build(ProjectConfig, config).members["sr1"].network.text_dim == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("channels", 2, r"images of 1 or 3 channels"),
+        ("num_classes", 10, "captioned images has no class labels"),
+        ("image_channels", 3, "captioned images has no second image"),
+    ],
+)
+def test_what_captioned_images_do_not_have_is_refused_with_the_way_out(key, value, told):
+    config = tree()
+    for member in config["members"].values():
+        member["network"][key] = value
+    with pytest.raises(
+        ConfigError, match=rf"member base has network\.{key} {value}.*{told}"
+    ) as err:
+        build(ProjectConfig, config)
+    assert "imagen.member.loss()" in str(err.value.hint)
 
 
 def test_members_of_different_channels_are_refused():

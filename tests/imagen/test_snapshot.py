@@ -1,3 +1,5 @@
+import dataclasses
+import json
 import os
 from pathlib import Path
 
@@ -99,3 +101,36 @@ def test_newest_passes_over_unfinished_ones(tmp_path: Path):
     assert snapshot.newest(str(tmp_path)) == str(tmp_path / "000000000200")
     (tmp_path / "000000000200" / snapshot.MANIFEST).unlink()
     assert snapshot.newest(str(tmp_path)) == str(tmp_path / "000000000010")
+
+
+OLD = {
+    "size": 16,
+    "network": {
+        "kind": "efficient", "channels": 1, "widths": [16], "blocks": [1],
+        "self_attention": [False], "cross_attention": [True], "text_dim": 16, "cond_dim": 16,
+        "head_dim": 16, "dropout": 0.0,
+    },
+    "diffusion": {"prediction": "v"},
+    "sampling": {
+        "sampler": "ddim", "steps": 12, "guidance_scale": 2.0, "threshold_percentile": 0.99,
+        "aug_level": 0.2,
+    },
+}  # fmt: skip
+"""The config of a snapshot as version 0.1.0 wrote it."""
+
+
+def test_a_snapshot_of_an_earlier_version_is_loaded_as_it_was(tmp_path: Path):
+    snapshot.save(str(tmp_path), "sr1", CONFIG, WEIGHTS, PROVENANCE)
+    path = tmp_path / snapshot.MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"config": OLD}))
+    config = snapshot.load(str(tmp_path)).config
+    assert config.shape == (16, 16)
+    assert (config.sampling.sampler, config.sampling.steps) == ("ddim", 12)
+    assert (config.diffusion.schedule, config.diffusion.weighting) == ("cosine", "none")
+    assert not config.network.self_conditioning
+
+
+def test_a_size_of_two_numbers_comes_back_as_it_was(tmp_path: Path):
+    config = dataclasses.replace(CONFIG, size=(8, 24))
+    snapshot.save(str(tmp_path), "base", config, WEIGHTS, PROVENANCE)
+    assert snapshot.load(str(tmp_path)).config == config

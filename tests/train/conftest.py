@@ -1,5 +1,6 @@
 """A small project on disk: real shards, index and embeddings, made without the preencode stage."""
 
+import dataclasses
 import io
 import types
 from pathlib import Path
@@ -130,6 +131,19 @@ def make_config(folder: str, **train: object) -> TrainStageConfig:
     return configs.build(TrainStageConfig, {**TREE, "out": folder, "train": sections})
 
 
+def changed(config: TrainStageConfig, name: str, **sections: object) -> TrainStageConfig:
+    """Return a config with keys of one member's sections set; `size`, too."""
+    member = config.members[name]
+    values = {
+        key: dataclasses.replace(getattr(member, key), **value)
+        if isinstance(value, dict)
+        else value
+        for key, value in sections.items()
+    }
+    members = {**config.members, name: dataclasses.replace(member, **values)}
+    return dataclasses.replace(config, members=members)
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> str:
     """A folder with a prepared and encoded data set of 96 samples."""
@@ -141,5 +155,10 @@ def project(tmp_path: Path) -> str:
 def helpers():
     """What tests of this folder share: tests are no package, so they cannot import it."""
     return types.SimpleNamespace(
-        write_data=write_data, write_shard=write_shard, make_config=make_config, png=png, TREE=TREE
+        write_data=write_data,
+        write_shard=write_shard,
+        make_config=make_config,
+        changed=changed,
+        png=png,
+        TREE=TREE,
     )

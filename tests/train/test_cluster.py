@@ -84,6 +84,21 @@ def test_three_uneven_workers_train_what_one_does(cluster, helpers, tmp_path: Pa
     assert all(torch.allclose(found[k], expected[k], atol=2e-4) for k in expected)
 
 
+def test_three_workers_with_two_passes_and_a_third_train_what_one_does(
+    cluster, helpers, tmp_path: Path
+):
+    """Self-conditioning, and levels computed again: no rank waits for a gradient in vain."""
+    options = {"images": 80, "microbatch": 2, "checkpoint_levels": (0,)}
+    quiet, config = (
+        helpers.changed(one, "base", network={"self_conditioning": True})
+        for one in two_projects(helpers, tmp_path, workers=(3, 3), **options)
+    )
+    assert stage.run(config, "base") is True
+    assert [start["world_size"] for start in starts(config)] == [3]
+    expected, found = alone(quiet), final(config)
+    assert all(torch.allclose(found[k], expected[k], atol=2e-4) for k in expected)
+
+
 def test_a_killed_worker_is_replaced_and_the_result_is_the_same(cluster, helpers, tmp_path: Path):
     quiet, config = two_projects(
         helpers,

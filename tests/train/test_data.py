@@ -1,19 +1,31 @@
+import dataclasses
 import pickle
 
 import numpy as np
 import pytest
 import torch
 
+from imagen import config as configs
 from imagen.data.images import decode
 from imagen.data.order import rank_slice
 from imagen.errors import ShardError
+from train.config import TrainStageConfig
 from train.data import Microbatch, Positions, Samples, loader, pad, shares, to_device
 from train.worker import Inputs
 
 
 def samples(helpers, project: str, member: str = "base", **train: object) -> Samples:
-    config = helpers.make_config(project, **train)
+    return of(helpers.make_config(project, **train), member)
+
+
+def of(config: TrainStageConfig, member: str) -> Samples:
     return Inputs.open(config, member).samples(config, member)
+
+
+def only(config: TrainStageConfig, member: str, **train: object) -> TrainStageConfig:
+    """Return a config in which only `member` is trained, with keys set."""
+    section = dataclasses.replace(config.train[member], **train)
+    return dataclasses.replace(config, train={member: section})
 
 
 def same(a: Microbatch, b: Microbatch) -> bool:
@@ -34,10 +46,15 @@ def test_microbatches_of_all_ranks_cut_the_global_batch(world: int, microbatch: 
         assert sum(map(len, shares(8, microbatch, rank, world))) == stop - start
 
 
-@pytest.mark.parametrize("member", ["base", "sr1"])
+@pytest.mark.parametrize(("member", "crop_px"), [("base", 0), ("sr1", 0), ("sr1", 8)])
 @pytest.mark.parametrize("world", [1, 2, 3, 5, 8])
-def test_a_global_batch_and_its_draws_are_the_same_for_any_world(helpers, project, member, world):
-    data = samples(helpers, project, member)
+def test_a_global_batch_and_its_draws_are_the_same_for_any_world(
+    helpers, project, member, crop_px, world
+):
+    config = helpers.changed(
+        helpers.make_config(project), member, network={"self_conditioning": True}
+    )
+    data = of(only(config, member, crop_px=crop_px), member)
     step = 13
     whole = data.__getitems__([step * 8 + j for j in range(8)])
     parts = [
@@ -81,6 +98,73 @@ def test_captions_are_dropped_at_the_wanted_rate(helpers, project: str):
     kept = torch.cat([data.__getitems__(range(s, s + 8)).keep for s in range(0, 1600, 8)])
     assert set(kept.tolist()) == {0.0, 1.0}
     assert abs(1 - float(kept.mean()) - 0.25) < 0.04
+
+
+def test_half_of_the_samples_see_their_own_estimate_where_the_network_can(helpers, project: str):
+    assert samples(helpers, project).__getitems__(range(8)).self_cond is None
+    config = helpers.changed(
+        helpers.make_config(project), "base", network={"self_conditioning": True}
+    )
+    data = of(dataclasses.replace(config, seed=0), "base")
+    parts = [data.__getitems__(range(s, s + 8)) for s in range(0, 1600, 8)]
+    drawn = torch.cat([part.self_cond for part in parts if part.self_cond is not None])
+    assert drawn.dtype == torch.float32
+    assert set(drawn.tolist()) == {0.0, 1.0}
+    assert abs(float(drawn.mean()) - 0.5) < 0.04
+    kept = torch.cat([part.keep for part in parts])
+    assert abs(float(torch.corrcoef(torch.stack([drawn, kept]))[0, 1])) < 0.08  # own draws
+    batch = to_device(parts[0], torch.device("cpu"))
+    assert batch.self_cond is not None
+    assert torch.equal(batch.self_cond, drawn[:8])
+
+
+def test_crops_are_parts_of_the_pictures_with_noise_of_their_shape(helpers, project: str):
+    whole = samples(helpers, project, "sr1").__getitems__(range(8))
+    data = of(only(helpers.make_config(project), "sr1", crop_px=8), "sr1")
+    batch = data.__getitems__(range(8))
+    assert whole.lowres is not None
+    assert batch.lowres is not None
+    assert batch.pixels.shape == batch.eps.shape == (8, 1, 8, 8)
+    assert batch.lowres.shape == (8, 1, 4, 4)
+    assert batch.aug_eps is not None
+    assert batch.aug_eps.shape == (8, 1, 4, 4)
+    assert data.crops is not None
+    places = data.crops.places(3, range(8))
+    assert len(set(places)) > 3
+    for i, (row, column) in enumerate(places):
+        low = whole.lowres[i, :, row : row + 4, column : column + 4]
+        high = whole.pixels[i, :, 2 * row : 2 * row + 8, 2 * column : 2 * column + 8]
+        assert torch.equal(batch.lowres[i], low)
+        assert torch.equal(batch.pixels[i], high)
+    assert torch.equal(batch.t, whole.t)
+    assert torch.equal(batch.keep, whole.keep)
+    again = data.__getitems__(range(8))  # from decoded pictures, which are whole
+    assert same(batch, again)
+    later = data.crops.places(3, range(80, 88))
+    assert later != places  # another epoch shows another part
+
+
+def test_pictures_may_be_wider_than_high(helpers, project: str):
+    tree = {**helpers.TREE, "out": project}
+    tree["members"] = {
+        "base": {**tree["members"]["base"], "size": [8, 16]},
+        "sr1": {**tree["members"]["sr1"], "size": [16, 32]},
+    }
+    config = configs.build(TrainStageConfig, tree)
+    batch = of(config, "sr1").__getitems__(range(8))
+    assert batch.pixels.shape == batch.eps.shape == (8, 1, 16, 32)
+    assert batch.lowres is not None
+    assert batch.lowres.shape == (8, 1, 8, 16)
+    assert torch.equal(batch.lowres, of(config, "base").__getitems__(range(8)).pixels)
+
+
+def test_a_member_without_text_is_given_none(helpers, project: str):
+    network = {"text_dim": 0, "cross_attention": (False, False)}
+    config = helpers.changed(helpers.make_config(project), "sr1", network=network)
+    part = of(config, "sr1").__getitems__(range(8))
+    assert part.tokens is None
+    assert part.lengths is None
+    assert to_device(part, torch.device("cpu")).text is None
 
 
 def test_a_bad_image_has_weight_0_and_shifts_nothing(helpers, tmp_path):

@@ -8,6 +8,7 @@ from imagen.cascade import Cascade, Member
 from imagen.diffusion.prediction import from_x0
 from imagen.diffusion.schedule import alpha_sigma
 from imagen.member import loss
+from imagen.network.conditions import Conditions
 from imagen.network.features import FEATURES, sinusoids
 from imagen.text.batch import batch as text_batch
 from imagen.text.config import TextConfig
@@ -16,7 +17,7 @@ from train.data import to_device
 from train.worker import Inputs
 
 CPU = torch.device("cpu")
-SEEN = ("x", "time", "text_emb", "text_mask", "keep", "lowres", "aug")
+SEEN = [field.name for field in dataclasses.fields(Conditions)]
 
 
 def microbatch(helpers, project, member, count=32):
@@ -32,9 +33,9 @@ class Spy(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.calls = []
 
-    def forward(self, *given):
-        self.calls.append(dict(zip(SEEN, given, strict=True)))
-        return torch.zeros_like(given[0])
+    def forward(self, x, conditions):
+        self.calls.append({"x": x, **{name: getattr(conditions, name) for name in SEEN}})
+        return torch.zeros_like(x)
 
 
 class Oracle(torch.nn.Module):
@@ -45,8 +46,9 @@ class Oracle(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.images = images
 
-    def forward(self, x, time, *_):
-        alpha, sigma = (z[:, None, None, None] for z in alpha_sigma(logsnr_of(time)))
+    def forward(self, x, conditions):
+        logsnr = logsnr_of(conditions.time)
+        alpha, sigma = (z[:, None, None, None] for z in alpha_sigma(logsnr))
         return from_x0("v", self.images, x, alpha.float(), sigma.float())
 
 

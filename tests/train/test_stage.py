@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -171,11 +172,72 @@ def test_paths_of_a_run_are_absolute(helpers, monkeypatch: pytest.MonkeyPatch, t
         ({"microbatch": 0}, "microbatch 0 is less than 1"),
         ({"warmup_images": -1}, "warmup_images -1 is negative"),
         ({"ema_sigma_rel": 0.3}, r"ema_sigma_rel 0.3 is not in \(0, 0.28\)"),
+        ({"checkpoint_levels": (1, 0)}, r"checkpoint_levels \[1, 0\] are not levels in rising"),
+        ({"checkpoint_levels": (0, 0)}, r"checkpoint_levels \[0, 0\] are not levels in rising"),
+        ({"checkpoint_levels": (-1,)}, r"checkpoint_levels \[-1\] are not levels in rising"),
     ],
 )
 def test_values_out_of_range_are_refused(helpers, changes: dict, text: str):
     with pytest.raises(ConfigError, match=text):
         TrainConfig(**{**helpers.TREE["train"]["base"], **changes})
+
+
+def test_a_level_that_the_network_does_not_have_is_refused(helpers):
+    with pytest.raises(ConfigError, match=r"base\.checkpoint_levels \[1\] names a level.* 1 lev"):
+        helpers.make_config("x", checkpoint_levels=(1,))  # base has one, sr1 two
+
+
+def test_a_precision_that_is_none_is_refused_with_what_there_is(helpers):
+    with pytest.raises(ConfigError, match=r"precision.*'fp32' or 'bf16'.*'fp16'"):
+        helpers.make_config("x", precision="fp16")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("channels", 4, r"network\.channels 4, data sets are images of 1 or 3 channels"),
+        ("num_classes", 10, r"num_classes 10, but .* has no class labels"),
+        ("image_channels", 1, r"image_channels 1, but .* has no second image"),
+    ],
+)
+def test_members_that_need_other_data_are_refused_with_the_way_out(helpers, key, value, text):
+    tree = {name: dict(member) for name, member in helpers.TREE["members"].items()}
+    for member in tree.values():
+        member["network"] = {**member["network"], key: value}
+    with pytest.raises(ConfigError, match=text) as err:
+        configs.build(TrainStageConfig, {**helpers.TREE, "out": "x", "members": tree})
+    assert "train with the library: imagen.member.loss()" in str(err.value.hint)
+
+
+def test_a_finished_run_on_crops_says_so_when_whole_pictures_are_wanted(helpers, project: str):
+    """Crops are part of the recipe, like captions dropped: a run may go on with others."""
+    whole = helpers.make_config(project)
+    section = dataclasses.replace(whole.train["sr1"], crop_px=8)
+    crops = dataclasses.replace(whole, train={"sr1": section})
+    run_rank(Job(crops, "sr1", "one"), ALONE)
+    assert stage.state(crops, "sr1").status == "done"
+    told = stage.describe(crops, "sr1")
+    assert "pictures          crops of 8 px out of 16 px, from 8 px, fp32\n" in told
+    assert stage.state(whole, "sr1").detail == "crop_px: was 8, is 0"
+    with pytest.raises(ConfigError, match="trained otherwise: crop_px: was 8, is 0"):
+        stage.run(whole, "sr1")
+    longer = dataclasses.replace(section, crop_px=0, images=200)
+    stage.check(dataclasses.replace(whole, train={"sr1": longer}), "sr1")
+
+
+def test_members_that_are_no_squares_are_told_apart(helpers, project: str):
+    tree = {**helpers.TREE, "out": project, "members": {}}
+    for name, size in (("base", [8, 16]), ("sr1", [16, 32])):
+        tree["members"][name] = {**helpers.TREE["members"][name], "size": size}
+    wide = configs.build(TrainStageConfig, tree)
+    identity = rundir.identity(wide, "sr1", "d", "e")
+    assert (identity["size"], identity["size of the member before"]) == ([16, 32], [8, 16])
+    square = rundir.identity(helpers.make_config(project), "sr1", "d", "e")
+    assert (square["size"], square["size of the member before"]) == (16, 8)
+    run_rank(Job(wide, "base", "one"), ALONE)
+    assert stage.state(wide, "base").status == "done"
+    with pytest.raises(CheckpointError, match=r"size: was \[8, 16\], is 8"):
+        stage.run(helpers.make_config(project), "base")
 
 
 def test_a_run_is_rounded_up_to_whole_global_batches(helpers):

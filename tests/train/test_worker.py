@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -5,14 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from imagen import checkpoint, snapshot, storage
-from imagen.errors import CheckpointError, ImagenError
+from imagen import checkpoint, manifest, snapshot, storage
+from imagen.errors import CheckpointError, ConfigError, ImagenError
+from imagen.network.blocks import ResBlock
 from runtime import log
-from train import rundir
+from train import rundir, stage
 from train.config import TrainStageConfig
 from train.job import Job
 from train.loop import World
-from train.worker import run_rank
+from train.worker import initial, prepare, run_rank
+
+GOLDEN_RUN = Path(__file__).parents[1] / "golden" / "run_tiny.json"
+"""Identity and recipe of the tiny runs as the code stored them before it had today's options."""
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -146,6 +151,82 @@ def test_a_recipe_that_changes_on_the_way_is_on_record(helpers, project: str):
     assert provenance["earlier_recipes"] == done["earlier_recipes"]
     unchanged = snapshot.load(str(run / "snapshots" / "000000000160")).provenance
     assert "earlier_recipes" not in unchanged
+
+
+def test_how_often_captions_were_dropped_is_told_to_whoever_samples(helpers, project: str):
+    run = train(helpers.make_config(project, caption_drop=0.0))
+    told = snapshot.load(str(run / "snapshots" / "000000000160")).provenance["train"]
+    assert told["caption_drop"] == 0
+
+
+def test_ways_to_compute_may_change_on_the_way_and_precision_is_on_record(helpers, project: str):
+    run = train(helpers.make_config(project))
+    longer = {"images": 200, "checkpoint_levels": (0,)}
+    train(helpers.make_config(project, **longer), launch="second")
+    train(
+        helpers.make_config(project, **longer | {"images": 240, "precision": "bf16"}), "base", "3"
+    )
+    first, second = happened(run, "recipe_changed")
+    assert first["differences"] == ["images: was 160, is 200"]
+    assert second["differences"] == ["images: was 200, is 240", "precision: was fp32, is bf16"]
+    provenance = snapshot.load(str(run / "snapshots" / "000000000240")).provenance
+    assert provenance["train"]["precision"] == "bf16"
+    assert provenance["train"]["crop_px"] == 0
+
+
+def test_a_checkpoint_of_code_that_knew_fewer_options_goes_on(helpers, project: str):
+    """As if the run had begun before there were the options of today, each with its default."""
+    config = helpers.make_config(project)
+    run = train(config)
+    golden = json.loads(GOLDEN_RUN.read_text())["base"]
+    for images_seen in checkpoint.saved(str(run / "checkpoints")):
+        path = str(run / "checkpoints" / checkpoint.folder_name(images_seen) / checkpoint.MANIFEST)
+        body = manifest.read(path, checkpoint.KIND)
+        fingerprints = {k: v for k, v in body["meta"]["identity"].items() if "fingerprint" in k}
+        body["meta"]["identity"] = golden["identity"] | fingerprints
+        body["meta"]["recipes"] = [{"from": 0, "recipe": golden["recipe"]}]
+        manifest.write(path, checkpoint.KIND, body)
+    body = manifest.read(str(run / "run.json"), rundir.KIND)
+    body |= {"identity": golden["identity"] | fingerprints, "recipe": golden["recipe"]}
+    manifest.write(str(run / "run.json"), rundir.KIND, body)
+    assert stage.state(config, "base").status == "done"
+    train(helpers.make_config(project, images=200), launch="second")
+    (changed,) = happened(run, "recipe_changed")
+    assert changed["differences"] == ["images: was 160, is 200"]
+
+
+def test_compiling_without_a_compiler_is_refused_with_the_way_out(helpers, project, monkeypatch):
+    monkeypatch.setenv("PATH", project)
+    monkeypatch.delenv("CXX", raising=False)
+    config = helpers.make_config(project, compile=True)
+    with pytest.raises(ConfigError, match=r"compile is true, but .* has no compiler") as err:
+        train(config)
+    assert "set CXX to another one, or set compile=false" in str(err.value.hint)
+    assert isinstance(Job(config, "base", "first").attempts.given_up(), ImagenError)  # not retried
+
+
+def test_data_that_does_not_fit_the_member_is_an_error_before_the_first_step(helpers, project):
+    config = helpers.changed(helpers.make_config(project), "base", network={"text_dim": 32})
+    with pytest.raises(ConfigError, match=r"emb is 16 wide, network\.text_dim is 32"):
+        train(config)
+    events = log.read(f"{config.run_dir('base')}/log.jsonl")
+    assert [event["event"] for event in events] == ["start"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # torch's own
+def test_a_network_is_compiled_and_recomputed_where_the_config_says(helpers):
+    """That this changes no result is shown where the network is tested; compiling takes minutes."""
+    config = helpers.make_config("x")
+    for compiled, levels in ((False, ()), (True, (1,))):
+        section = dataclasses.replace(
+            config.train["sr1"], compile=compiled, checkpoint_levels=levels
+        )
+        net = initial(config.members["sr1"].network, 0)
+        prepare(net, section, ALONE.device)
+        blocks = [module for module in net.modules() if isinstance(module, ResBlock)]
+        assert [block._compiled_call_impl is not None for block in blocks] == [compiled] * 6
+        assert [level.recompute for level in net.down] == [False, compiled]
 
 
 def test_what_a_failing_run_has_told_is_in_its_log(helpers, tmp_path: Path):

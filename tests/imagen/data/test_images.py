@@ -26,6 +26,35 @@ def test_the_centre_square_is_cut():
     assert (decode(encoded(pixels), (8,), 1)[0] == 200).all()
 
 
+def test_the_largest_centred_part_of_the_wanted_aspect_ratio_is_cut():
+    for height, width, shape in ((32, 100, (8, 16)), (100, 32, (16, 8)), (40, 64, (8, 16))):
+        pixels = np.zeros((height, width), np.uint8)
+        y = min(height, width * shape[0] // shape[1])
+        x = min(width, height * shape[1] // shape[0])
+        top, left = (height - y) // 2, (width - x) // 2
+        pixels[top : top + y, left : left + x] = 200
+        (plane,) = decode(encoded(pixels), (shape,), 1)
+        assert plane.shape == (1, *shape)
+        assert (plane == 200).all()
+        pixels[top, left : left + x] = 0  # its edge is in the cut
+        assert (decode(encoded(pixels), (shape,), 1)[0] != 200).any()
+
+
+def test_a_number_means_a_square():
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 33), np.uint8)
+    assert (decode(encoded(pixels), (8,), 1)[0] == decode(encoded(pixels), ((8, 8),), 1)[0]).all()
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg"])
+def test_sizes_that_are_no_squares_are_made_of_the_same_cut(kind: str):
+    y, x = np.mgrid[0:300, 0:400]
+    pixels = (127 + 60 * np.sin(x / 40) + 60 * np.cos(y / 60)).astype(np.uint8)
+    large, small = decode(encoded(pixels, kind), ((24, 48), (6, 12)), 1)
+    assert (large.shape, small.shape) == ((1, 24, 48), (1, 6, 12))
+    blocks = large.astype(float).reshape(1, 6, 4, 12, 4).mean((2, 4))
+    assert np.abs(blocks - small).max() < 4
+
+
 def test_every_size_is_made_of_the_same_cut():
     ramp = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (64, 1))
     large, small = decode(encoded(ramp), (32, 8), 1)
@@ -86,6 +115,11 @@ def test_bytes_that_are_no_image_are_a_shard_error(data: bytes):
 def test_pictures_are_never_enlarged():
     with pytest.raises(ShardError, match="image of 7 px is smaller than 8 px"):
         decode(encoded(np.zeros((7, 30), np.uint8)), (8, 4), 1)
+
+
+def test_pictures_that_are_too_small_are_told_as_height_and_width():
+    with pytest.raises(ShardError, match="image of 15x30 px is smaller than 16x32 px"):
+        decode(encoded(np.zeros((16, 30), np.uint8)), ((8, 16), (16, 32)), 1)
 
 
 def test_pixels_survive_the_way_to_x0_and_back():

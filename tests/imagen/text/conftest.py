@@ -18,32 +18,64 @@ def unigram_tokenizer():
     return T5Tokenizer(vocab=[*special, *words, *letters], extra_ids=0)
 
 
-@pytest.fixture(scope="session")
-def saved_encoder(tmp_path_factory) -> Callable[[str], Path]:
-    """Folders of small random models as `save_pretrained` writes them: t5, umt5, byt5."""
+def lively(model):
+    """Make positions and masks matter: transformers' own random weights attend almost evenly."""
+    import torch
+
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "relative_attention_bias" in name:
+                weight.normal_(std=2)
+            elif name.endswith(("SelfAttention.o.weight", "wo.weight")):
+                weight.mul_(3)
+    return model.eval()
+
+
+def models(kind: str):
+    """Return config class, model class and options of a kind; only ByT5 is the encoder alone."""
+    import transformers as t
+
+    gated = {"feed_forward_proj": "gated-gelu"}
+    return {
+        "t5": (t.T5Config, t.T5ForConditionalGeneration, {}),
+        "v1_1": (t.T5Config, t.T5ForConditionalGeneration, gated | {"tie_word_embeddings": False}),
+        "mt5": (t.MT5Config, t.MT5ForConditionalGeneration, gated),
+        "umt5": (t.UMT5Config, t.UMT5ForConditionalGeneration, gated),
+        "byt5": (t.T5Config, t.T5EncoderModel, gated),
+    }[kind]
+
+
+def save(kind: str, folder: Path, **options) -> None:
+    """Save a small random model and its tokenizer as their makers do."""
     import torch
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
+    torch.manual_seed(5)
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    config, model, more = models(kind)
+    tokenizer = transformers.ByT5Tokenizer() if kind == "byt5" else unigram_tokenizer()
+    tokenizer.save_pretrained(folder)
+    rows = 384 if kind == "byt5" else len(tokenizer)
+    made = lively(model(config(vocab_size=rows, **sizes, **more)))
+    made.to(options.pop("dtype", None)).save_pretrained(folder, **options)
 
-    def save(kind: str) -> Path:
-        folder = tmp_path_factory.mktemp(kind)
-        transformers.utils.logging.disable_progress_bar()
-        torch.manual_seed(5)
-        if kind == "byt5":
-            transformers.ByT5Tokenizer().save_pretrained(folder)
-            config = transformers.T5Config(vocab_size=384, **sizes)
-            transformers.T5EncoderModel(config).save_pretrained(folder)
-            return folder
-        tokenizer = unigram_tokenizer()
-        tokenizer.save_pretrained(folder)
-        if kind == "umt5":
-            config = transformers.UMT5Config(vocab_size=len(tokenizer), **sizes)
-            transformers.UMT5EncoderModel(config).save_pretrained(folder)
-        else:  # the whole encoder-decoder, as most T5 checkpoints are
-            config = transformers.T5Config(vocab_size=len(tokenizer), **sizes)
-            transformers.T5ForConditionalGeneration(config).save_pretrained(folder)
-        return folder
 
+@pytest.fixture(scope="session")
+def save_encoder():
+    """Save a small random model of a kind: `save_encoder(kind, folder, **save_pretrained's)`."""
+    return save
+
+
+@pytest.fixture(scope="session")
+def saved_encoder(tmp_path_factory) -> Callable[[str], Path]:
+    """Folders of small random models as `save_pretrained` writes them."""
     made: dict[str, Path] = {}
-    return lambda kind: made[kind] if kind in made else made.setdefault(kind, save(kind))
+
+    def folder(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = tmp_path_factory.mktemp(kind)
+            save(kind, made[kind])
+        return made[kind]
+
+    return folder

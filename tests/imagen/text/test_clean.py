@@ -1,8 +1,11 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from imagen.text.clean import clean
+from imagen.text.clean import VERSIONS, clean
 
 
+@pytest.mark.parametrize("cleaning", ["light", "web"])
 @pytest.mark.parametrize(
     ("caption", "expected"),
     [
@@ -10,9 +13,45 @@ from imagen.text.clean import clean
         ("cafe\u0301", "caf\u00e9"),
         ("a\x00b\ufeffc", "a b c"),
         ("#7 jersey, C++ vs C# 3x4 grid, 猫", "#7 jersey, C++ vs C# 3x4 grid, 猫"),
+        ("7", "7"),
+        ("a cat.jpg on a mat", "a cat.jpg on a mat"),
+        ("1 < 2 & 3 > 2 (R&D), 10:30, page 1234567", "1 < 2 & 3 > 2 (R&D), 10:30, page 1234567"),
+        ("a photo.", "a photo."),
         ("\u200b \r\n", ""),
     ],
 )
-def test_cleaning_keeps_everything_that_has_a_meaning(caption, expected):
-    assert clean(caption) == expected
-    assert clean(clean(caption)) == expected
+def test_cleaning_keeps_everything_that_has_a_meaning(cleaning, caption, expected):
+    assert clean(caption, cleaning) == expected
+    assert clean(clean(caption, cleaning), cleaning) == expected
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("caf&eacute; &amp;quot;Luna&amp;quot; &#169; 2020", 'café "Luna" © 2020'),
+        ("a <b>red</b> <br/>cat<!-- x -->", "a red cat"),
+        ("&lt;p class='x'&gt;a dog&lt;/p&gt;", "a dog"),
+        ("a <a <b> c> x", "a x"),
+        ("<PERSON> at the Oscars", "person at the Oscars"),
+        ("a cat (https://x.y/z?q=1) www.cats.org/a_b sits", "a cat ( ) sits"),
+        ("cute-cat_on+the-sofa.JPG", "cute cat on the sofa"),
+        ("IMG_1234.JPG", ""),
+        ("DSC00042", ""),
+        ("2019-07-31_12.30.55.png", ""),
+        ("https://example.com/a.jpg", ""),
+    ],
+)
+def test_web_cleaning_removes_what_no_person_wrote(caption, expected):
+    assert clean(caption, "web") == expected
+    assert clean(caption) != expected
+
+
+def test_no_cleaning_leaves_a_caption_alone():
+    assert clean(" a\x00 &amp;\n", "none") == " a\x00 &amp;\n"
+
+
+@given(st.text("a1 <>&;#./-:ltgqmp\u0301\u200b\n", max_size=40), st.sampled_from(list(VERSIONS)))
+def test_cleaning_what_is_clean_changes_nothing(caption, cleaning):
+    once = clean(caption, cleaning)
+    assert clean(once, cleaning) == once
+    assert len(once) <= len(caption)

@@ -6,12 +6,14 @@ import pytest
 
 from imagen.config import build
 from imagen.errors import ConfigError
+from imagen.member import Text, present
+from imagen.text.batch import batch
 from imagen.text.config import TextConfig
 from imagen.text.encoder import encoder_fingerprint, load_encoder
 
 pytestmark = pytest.mark.slow
 
-KINDS = ["tiny-t5", "t5", "umt5", "byt5"]
+KINDS = ["tiny-t5", "t5", "v1_1", "mt5", "umt5", "byt5"]
 CAPTIONS = ["a red square", "", "the cat sat on a mat, a dog of seven", "star", "a red square"]
 
 
@@ -47,21 +49,61 @@ def test_the_plan_and_masks_give_what_the_model_gives_for_one_caption(kind, text
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_hold_real_tokens_only_and_an_empty_caption_has_one(kind, text_of):
+def test_padding_to_256_changes_nothing_and_a_missing_mask_would(kind, text_of):
+    import torch
+
     encoder = load_encoder(text_of(kind))
+    for caption, emb in zip(CAPTIONS, encoder.encode(CAPTIONS), strict=True):
+        ids = torch.zeros(1, 256, dtype=torch.int64)
+        ids[0, : len(emb)] = torch.tensor(encoder.tokenize([caption]).ids[0])
+        mask = (torch.arange(256) < len(emb))[None]
+        with torch.inference_mode():
+            padded = encoder._model(ids, attention_mask=mask).last_hidden_state[0, : len(emb)]
+            unmasked = encoder._model(ids).last_hidden_state[0, : len(emb)]
+        np.testing.assert_allclose(padded.numpy(), emb, atol=1e-4)
+        assert np.abs(unmasked.numpy() - emb).max() > 0.05
+
+
+@pytest.mark.parametrize("cleaning", ["light", "none", "web"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_hold_real_tokens_only_and_an_empty_caption_is_its_end_alone(kind, cleaning, text_of):
+    encoder = load_encoder(text_of(kind, cleaning=cleaning))
     ids = encoder.tokenize(CAPTIONS).ids
     assert [len(e) for e in encoder.encode(CAPTIONS)] == [len(row) for row in ids]
-    assert len(ids[1]) == 1
     assert {row[-1] for row in ids} == {1}  # </s>
+    nothing = ["", "  ", "\t\n", "\u200b\ufeff"]
+    rows = encoder.tokenize(nothing)
+    assert rows.ids == [[1]] * 4
+    assert rows.empty == 4
+    (null, *others) = encoder.encode(nothing)
+    assert null.shape == (1, encoder.dim)
+    assert all(np.array_equal(null, other) for other in others)
+    text = Text(*batch(encoder.encode([*nothing, "a"])))
+    assert present(text).tolist() == [0, 0, 0, 0, 1]  # networks are told that there is no text
 
 
-def test_bfloat16_stays_close_whatever_the_neighbours(text_of):
-    encoder = load_encoder(text_of("tiny-t5", dtype="bfloat16"))
-    exact = load_encoder(text_of("tiny-t5")).encode(CAPTIONS)
-    for caption, emb, wanted in zip(CAPTIONS, encoder.encode(CAPTIONS), exact, strict=True):
+def test_a_caption_that_cleans_to_nothing_is_the_null_text(text_of):
+    web = load_encoder(text_of("t5", cleaning="web"))
+    rows = web.tokenize(["<br>", "IMG_0001.JPG", "<b>a cat</b>", "a cat"])
+    assert rows.ids[:2] == [[1], [1]]
+    assert rows.empty == 2
+    assert rows.ids[2] == rows.ids[3]
+    assert len(load_encoder(text_of("t5")).tokenize(["<br>"]).ids[0]) > 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_stays_close_whatever_the_neighbours(kind, text_of):
+    import torch
+
+    encoder = load_encoder(text_of(kind, dtype="bfloat16"))
+    assert {p.dtype for p in encoder._model.parameters()} == {torch.bfloat16}
+    exact = load_encoder(text_of(kind)).encode(CAPTIONS)
+    together = encoder.encode([*CAPTIONS, *(f"a cat {'on a mat ' * n}" for n in range(12))])
+    for caption, emb, wanted in zip(CAPTIONS, together, exact, strict=False):
         (alone,) = encoder.encode([caption])
-        assert np.linalg.norm(emb - alone) <= 3e-2 * np.linalg.norm(alone)
-        assert np.linalg.norm(emb - wanted) <= 3e-2 * np.linalg.norm(wanted)
+        for got, true in ((emb, alone), (emb, wanted)):
+            assert np.linalg.norm(got - true) <= 3e-2 * np.linalg.norm(true)
+            assert np.vdot(got, true) >= 0.999 * np.linalg.norm(got) * np.linalg.norm(true)
         assert not np.array_equal(emb, wanted)  # it did compute in bfloat16
 
 
@@ -74,6 +116,14 @@ def test_encoding_a_shard_twice_gives_the_same_bytes(text_of):
     assert flat.tobytes() == again.tobytes()
     assert offsets.dtype == np.int64
     assert list(np.diff(offsets)) == [len(row) for row in rows]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cut_caption_is_the_caption_of_its_first_tokens_with_its_end(kind, text_of):
+    long = load_encoder(text_of(kind)).tokenize(["a red cat sat on the mat"]).ids[0]
+    rows = load_encoder(text_of(kind, max_tokens=5)).tokenize(["a red cat sat on the mat", "a"])
+    assert rows.ids[0] == [*long[:4], 1]
+    assert (rows.truncated, rows.lost_tokens) == (1, len(long) - 5)
 
 
 def test_long_captions_are_cut_at_the_configured_length(text_of):
@@ -90,8 +140,10 @@ def test_the_fingerprint_follows_what_decides_an_embedding(kind, text_of):
         encoder_fingerprint(text),
         encoder_fingerprint(replace(text, max_tokens=64)),
         encoder_fingerprint(replace(text, dtype="bfloat16")),
+        encoder_fingerprint(replace(text, cleaning="none")),
+        encoder_fingerprint(replace(text, cleaning="web")),
     ]
-    assert len(set(prints)) == 3
+    assert len(set(prints)) == 5
     assert load_encoder(text).fingerprint == prints[0]
 
 
@@ -108,9 +160,24 @@ def test_the_fingerprint_is_of_content_not_of_the_folder(text_of, tmp_path):
     assert encoder_fingerprint(moved) != encoder_fingerprint(text)
 
 
-def test_float16_is_refused():
-    with pytest.raises(ConfigError, match="`dtype`: Input should be 'float32' or 'bfloat16'"):
-        build(TextConfig, {"dtype": "float16"})
+def test_the_fingerprint_of_the_default_encoder_is_frozen():
+    assert encoder_fingerprint(TextConfig()) == "e3cb56ec36b2a7ca"  # embeddings on disk have it
+
+
+@pytest.mark.parametrize("dtype", ["float16", "half"])
+def test_float16_is_refused_with_the_reason_and_a_way_out(dtype):
+    reason = f"dtype '{dtype}' is refused: T5 .* overflow float16.*(.|\n)*hint: use dtype bfloat16"
+    with pytest.raises(ConfigError, match=reason):
+        build(TextConfig, {"dtype": dtype}, "x.yaml")
+    with pytest.raises(ConfigError, match=reason):
+        TextConfig(dtype=dtype)
+
+
+def test_an_unknown_dtype_or_cleaning_is_refused_with_what_is_known():
+    with pytest.raises(ConfigError, match="dtype 'int8' is none of float32, bfloat16"):
+        TextConfig(dtype="int8")
+    with pytest.raises(ConfigError, match="`cleaning`: Input should be 'light', 'none' or 'web'"):
+        build(TextConfig, {"cleaning": "deepfloyd"})
 
 
 def test_a_name_that_cannot_be_fetched_offline_is_an_error_with_a_way_out(monkeypatch, tmp_path):
@@ -200,21 +267,3 @@ def test_a_damaged_file_is_an_error_that_names_the_folder(copy_of, file, what):
     (folder / file).write_bytes(b"{")
     with pytest.raises(ConfigError, match=rf"the {what} in `.*copy` cannot be read: \w+Error: "):
         load_encoder(TextConfig(encoder=str(folder)))
-
-
-def test_a_tokenizer_of_sentencepiece_alone_is_read(copy_of, tmp_path):
-    import sentencepiece
-
-    folder = copy_of("t5", "tokenizer.json", "tokenizer_config.json")
-    (tmp_path / "text").write_text("a red square on a blue circle\n" * 40 + "the cat sat\n" * 40)
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(tmp_path / "text"),
-        model_prefix=str(folder / "spiece"),
-        vocab_size=22,
-        minloglevel=3,
-        **{"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1},
-    )
-    rows = load_encoder(TextConfig(encoder=str(folder))).tokenize(["a red square", "a blue circle"])
-    assert rows.ids[0] != rows.ids[1]
-    assert {row[-1] for row in rows.ids} == {1}
-    assert all(2 < token < 22 for row in rows.ids for token in row[:-1])

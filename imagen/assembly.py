@@ -1,0 +1,116 @@
+"""From member snapshots to a cascade directory: checked against each other, copied, then listed.
+
+```
+<folder>/cascade.json             manifest, written last: members, text encoder, fingerprint
+<folder>/<member>-<fingerprint>/  a copy of the member's snapshot
+```
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import safetensors.torch
+
+from imagen import manifest, provenance, snapshot, storage
+from imagen.config import build as build_config
+from imagen.config import to_tree
+from imagen.errors import CheckpointError
+from imagen.member import MemberConfig
+from imagen.project import check_chain
+from imagen.text.config import TextConfig
+
+MANIFEST = "cascade.json"
+MEMBER_FOLDER = re.compile(r"(base|sr\d+)-[0-9a-f]{16}")
+
+
+def assemble(
+    folder: str, snapshots: dict[str, str], text: TextConfig, encoder_fingerprint: str
+) -> str:
+    """Copy snapshots (member -> folder) into a cascade directory; return its fingerprint.
+
+    Raises CheckpointError when a snapshot is damaged, unfinished, untrained, or was trained with
+    another encoder or for another cascade; ConfigError when the members form no chain. Assembling
+    the same snapshots again writes nothing.
+    """
+    members, copies = {}, {}
+    for name, source in snapshots.items():
+        body = manifest.read(storage.join(source, snapshot.MANIFEST), "snapshot", CheckpointError)
+        trained_with = body["provenance"].get("encoder_fingerprint")
+        if trained_with != encoder_fingerprint:
+            raise CheckpointError(
+                f"snapshot `{source}` was trained with encoder {trained_with}, not with "
+                f"{encoder_fingerprint} ({text.encoder})",
+                f"train {name} again, or set text.encoder to what it was trained with",
+            )
+        provenance.check_images_seen(name, source, body["provenance"])
+        members[name] = {"folder": f"{name}-{manifest.fingerprint(body)}", **body}
+        copies[name] = source
+    _check_members(members, copies, text)
+    body = {"members": members, "text": to_tree(text), "encoder_fingerprint": encoder_fingerprint}
+    fingerprint = manifest.fingerprint(body)
+    folders = {name: storage.join(folder, entry["folder"]) for name, entry in members.items()}
+    if _fingerprint_of(folder) == fingerprint and all(map(_is_whole, folders.values())):
+        return fingerprint
+    for name, source in copies.items():
+        _copy_snapshot(name, source, folders[name], members[name])
+    manifest.write(storage.join(folder, MANIFEST), "cascade", {"fingerprint": fingerprint, **body})
+    _delete_others(folder, {entry["folder"] for entry in members.values()})
+    return fingerprint
+
+
+def _check_members(
+    members: Mapping[str, dict[str, Any]], sources: Mapping[str, str], text: TextConfig
+) -> None:
+    """Raise unless the listed members form a chain that each was trained for."""
+    configs = {
+        name: build_config(
+            MemberConfig, entry["config"], storage.join(sources[name], snapshot.MANIFEST)
+        )
+        for name, entry in members.items()
+    }
+    check(configs, {name: entry["provenance"] for name, entry in members.items()}, text)
+
+
+def check(
+    configs: dict[str, MemberConfig], provenances: Mapping[str, Mapping[str, Any]], text: TextConfig
+) -> None:
+    """Raise ConfigError or CheckpointError unless members fit each other, in their order."""
+    check_chain(configs, text)
+    previous = None
+    for name, config in configs.items():
+        provenance.check_previous(name, provenances[name], previous)
+        previous = config.shape
+
+
+def _is_whole(member_folder: str) -> bool:
+    path = storage.join(member_folder, snapshot.MANIFEST)
+    return manifest.read_if_complete(path, snapshot.KIND) is not None
+
+
+def _delete_others(folder: str, listed: set[str]) -> None:
+    """Delete the members that an earlier manifest listed, each with its manifest first."""
+    for name in storage.listdir(folder):
+        if name in listed or not MEMBER_FOLDER.fullmatch(name):
+            continue
+        storage.delete(storage.join(folder, name, snapshot.MANIFEST))
+        for file in storage.listdir(storage.join(folder, name)):
+            storage.delete(storage.join(folder, name, file))
+        storage.delete_folder(storage.join(folder, name))
+
+
+def _fingerprint_of(folder: str) -> str | None:
+    path = storage.join(folder, MANIFEST)
+    if not storage.exists(path):
+        return None
+    return manifest.read(path, "cascade", CheckpointError)["fingerprint"]
+
+
+def _copy_snapshot(name: str, source: str, target: str, body: dict[str, Any]) -> None:
+    for file, entry in body["files"].items():
+        path = storage.join(source, file)
+        data = manifest.check_file(path, storage.get(path), entry, CheckpointError)
+        provenance.check_output(name, source, safetensors.torch.load(data))
+        storage.put(storage.join(target, file), data)
+    path = storage.join(source, snapshot.MANIFEST)
+    storage.put(storage.join(target, snapshot.MANIFEST), storage.get(path))

@@ -1,0 +1,175 @@
+"""From what is asked for to written pictures: plan before anything is loaded, then sample."""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import imagen
+from imagen import manifest, storage
+from imagen.cli import output
+from imagen.cli.arguments import Wanted, options, wanted
+from imagen.config import build, to_tree
+from imagen.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:  # torch costs seconds: `--help` and wrong arguments answer at once
+    from imagen.cascade import Cascade, Edit, SampleOptions
+    from imagen.member import MemberConfig
+
+BATCH_IMAGES = 16
+"""Images sampled at a time. It decides memory and speed, never a picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What a cascade's manifest says, known before any weights are read."""
+
+    members: "dict[str, MemberConfig]"
+    provenances: dict[str, dict[str, Any]]
+
+    def drawn(self, until: str | None) -> "MemberConfig":
+        """Return the member whose images are the result."""
+        return self.members[until or list(self.members)[-1]]
+
+
+Editing = Callable[[Described], "tuple[Edit, dict[str, Any]]"]
+"""Returns the edit of a call and what its record says of it."""
+
+
+def describe(folder: str) -> Described:
+    """Return the members of a cascade directory. Raises CheckpointError."""
+    from imagen.cascade import MANIFEST
+    from imagen.member import MemberConfig
+
+    path = storage.join(folder, MANIFEST)
+    if not storage.exists(path):
+        raise CheckpointError(
+            f"`{folder}` is no cascade: it has no {MANIFEST}",
+            "`python -m eval CONFIG` assembles one from trained members",
+        )
+    body = manifest.read(path, "cascade", CheckpointError)["members"]
+    members = {name: build(MemberConfig, entry["config"], path) for name, entry in body.items()}
+    return Described(members, {name: entry["provenance"] for name, entry in body.items()})
+
+
+def make(args: argparse.Namespace, editing: Editing | None = None) -> None:
+    """Sample as the command line says; print the path of each picture."""
+    images = wanted(args)
+    outputs = output.plan(images, args.out, args.count, args.members)
+    if not args.overwrite:
+        output.refuse_overwriting(outputs)
+    chosen = options(args)
+    described = describe(args.cascade)
+    _check_names(args, described)
+    edit, told = editing(described) if editing is not None else (None, None)
+    resolved = _resolve(images, described, chosen, edit)
+    cascade, device = _load(args)
+    start = time.monotonic()
+    made = sample(cascade, images, chosen, edit, list(resolved))
+    facts = {
+        "command": ["imagen", *args.words],
+        "negative": args.negative,
+        "edit": told,
+        "sampling": resolved,
+        "cascade_path": args.cascade,
+        "code_version": imagen.__version__,
+        "device": device,
+        "seconds": round(time.monotonic() - start, 3),
+        "images_sampled": len(images),
+        "cascade": cascade.provenance,
+    }
+    for out in outputs:
+        storage.put(out.path, output.draw(out, images, made))
+        storage.put(out.record, output.record(out, images, facts))
+        print(out.path)
+
+
+def _check_names(args: argparse.Namespace, described: Described) -> None:
+    """Raise ConfigError for a member that the cascade has not."""
+    asked = [(f"--until {args.until}", args.until)] if args.until else []
+    asked += [(f"--set {word}", word.partition(".")[0]) for word in args.settings]
+    for option, name in asked:
+        if name not in described.members:
+            raise ConfigError(
+                f"{option}: the cascade has no member {name}",
+                f"members: {', '.join(described.members)}",
+            )
+
+
+def _resolve(
+    images: Sequence[Wanted],
+    described: Described,
+    chosen: "SampleOptions",
+    edit: "Edit | None",
+) -> dict[str, dict[str, Any]]:
+    """Return how each member that runs is sampled. Raises ConfigError for what cannot be."""
+    from imagen.request import Request, plan
+
+    request = Request([i.prompt for i in images], [i.seed for i in images], chosen, edit)
+    running = plan(request, described.members, described.provenances)
+    if chosen.aug_level is not None and all(m.network.kind == "base" for m in running.values()):
+        raise ConfigError(
+            f"--aug-level {chosen.aug_level:g} has no effect: only {', '.join(running)} runs",
+            "it is the noise on what a super-resolution member enlarges",
+        )
+    last = list(running.values())[-1]
+    if last.network.channels not in (1, 3, 4):
+        raise ConfigError(
+            f"the cascade draws {last.network.channels} channels, pictures have 1, 3 or 4",
+            "sample with the library: imagen.cascade.Cascade.sample()",
+        )
+    return {n: {"size": to_tree(m.size), **to_tree(m.sampling)} for n, m in running.items()}
+
+
+def _load(args: argparse.Namespace) -> "tuple[Cascade, str]":
+    import torch
+
+    from imagen.cascade import Cascade
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Cascade.load(args.cascade, device, args.encoder), device
+
+
+def sample(
+    cascade: "Cascade",
+    images: Sequence[Wanted],
+    chosen: "SampleOptions",
+    edit: "Edit | None",
+    running: Sequence[str],
+) -> Mapping[str, list[np.ndarray]]:
+    """Return the pictures of each running member, uint8 (h, w, c), in the order of `images`."""
+    from imagen.data.images import to_uint8
+
+    made: dict[str, list[np.ndarray]] = {name: [] for name in running}
+    with _progress(len(images), len(running)) as on_step:
+        for start in range(0, len(images), BATCH_IMAGES):
+            batch = images[start : start + BATCH_IMAGES]
+            prompts, seeds = [i.prompt for i in batch], [i.seed for i in batch]
+            for name, x0 in cascade.sample(prompts, seeds, chosen, on_step, edit).items():
+                made[name].extend(to_uint8(x0).permute(0, 2, 3, 1).cpu().numpy())
+    return made
+
+
+@contextmanager
+def _progress(images: int, members: int) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield an `on_step` that draws on stderr, when that is a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        tasks: dict[str, Any] = {}
+        batches = -(-images // BATCH_IMAGES)
+
+        def on_step(member: str, step: int, steps: int) -> None:
+            del step
+            if member not in tasks:
+                name = f"{member} ({len(tasks) + 1} of {members})"
+                tasks[member] = progress.add_task(name, total=steps * batches)
+            progress.update(tasks[member], advance=1)
+
+        yield on_step

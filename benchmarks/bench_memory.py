@@ -178,9 +178,14 @@ def measure_apart(name: str, environment: dict[str, str]) -> dict[str, Any]:
     """Return what a process of its own measures for a case."""
     command = [sys.executable, __file__, "--measure", name]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=True, env=os.environ | environment
+        command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | environment
     )
     return json.loads(done.stdout)
+
+
+def measured_mb(name: str, environment: dict[str, str]) -> float:
+    """Return megabytes that a process of its own measures for a case."""
+    return measure_apart(name, environment)["bytes"] / 1e6
 
 
 def main() -> None:
@@ -193,13 +198,15 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     machine = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
     print(f"{machine}, torch {torch.__version__}, {repeats} processes a case\n")
-    print("| case | estimated, MB | measured, MB (least to most) | estimate / measured |")
-    print("|---|---|---|---|")
+    print("| case | estimated, MB | measured, MB | estimate / measured | as malloc comes, MB |")
+    print("|---|---|---|---|---|")
     for name, case in CASES.items():
-        guess = estimate(case, device)
-        peaks = sorted(measure_apart(name, ENVIRONMENT)["bytes"] for _ in range(repeats))
-        print(f"| {name} | {guess / 1e6:.0f} | {peaks[0] / 1e6:.0f} to {peaks[-1] / 1e6:.0f} "
-              f"| {guess / peaks[-1]:.2f} to {guess / peaks[0]:.2f} |", flush=True)  # fmt: skip
+        guess = estimate(case, device) / 1e6
+        low, *_, high = sorted(measured_mb(name, ENVIRONMENT) for _ in range(max(2, repeats)))
+        usual = measured_mb(name, {"OMP_NUM_THREADS": "1"})
+        ratio = f"{guess / high:.3f} to {guess / low:.3f}"
+        cells = (name, f"{guess:.0f}", f"{low:.0f} to {high:.0f}", ratio, f"{usual:.0f}")
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

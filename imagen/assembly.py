@@ -7,7 +7,7 @@
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import safetensors.torch
@@ -52,8 +52,11 @@ def assemble(
     folders = {name: storage.join(folder, entry["folder"]) for name, entry in members.items()}
     if _fingerprint_of(folder) == fingerprint and all(map(_is_whole, folders.values())):
         return fingerprint
+    for name, source in copies.items():  # all of them, before anything is written
+        for _, data in _files(source, members[name]):
+            provenance.check_output(name, source, safetensors.torch.load(data))
     for name, source in copies.items():
-        _copy_snapshot(name, source, folders[name], members[name])
+        _copy_snapshot(source, folders[name], members[name])
     manifest.write(storage.join(folder, MANIFEST), "cascade", {"fingerprint": fingerprint, **body})
     _delete_others(folder, {entry["folder"] for entry in members.values()})
     return fingerprint
@@ -106,11 +109,15 @@ def _fingerprint_of(folder: str) -> str | None:
     return manifest.read(path, "cascade", CheckpointError)["fingerprint"]
 
 
-def _copy_snapshot(name: str, source: str, target: str, body: dict[str, Any]) -> None:
+def _files(source: str, body: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+    """Yield name and bytes of a snapshot's files, one at a time. Raises CheckpointError."""
     for file, entry in body["files"].items():
         path = storage.join(source, file)
-        data = manifest.check_file(path, storage.get(path), entry, CheckpointError)
-        provenance.check_output(name, source, safetensors.torch.load(data))
+        yield file, manifest.check_file(path, storage.get(path), entry, CheckpointError)
+
+
+def _copy_snapshot(source: str, target: str, body: dict[str, Any]) -> None:
+    for file, data in _files(source, body):
         storage.put(storage.join(target, file), data)
     path = storage.join(source, snapshot.MANIFEST)
     storage.put(storage.join(target, snapshot.MANIFEST), storage.get(path))

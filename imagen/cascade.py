@@ -9,15 +9,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import nn
 
-from imagen import assembly, editing, manifest, provenance, sampling, snapshot, storage
+from imagen import assembly, editing, manifest, picture, provenance, sampling, snapshot, storage
 from imagen.assembly import MANIFEST, assemble
 from imagen.batch import Given, Text
 from imagen.config import build as build_config
 from imagen.config import to_tree
+from imagen.data.images import to_uint8
 from imagen.editing import Edit
-from imagen.errors import CheckpointError
+from imagen.errors import CheckpointError, ConfigError
 from imagen.member import MemberConfig
 from imagen.network.unet import build
 from imagen.request import Request, plan
@@ -87,6 +89,30 @@ class Cascade:
             "members": {name: member.provenance for name, member in self.members.items()},
         }
 
+    @property
+    def configs(self) -> dict[str, MemberConfig]:
+        """Configuration of each member, in order."""
+        return {name: member.config for name, member in self.members.items()}
+
+    def draw(
+        self,
+        prompt: str,
+        seed: int = 0,
+        options: SampleOptions | None = None,
+        edit: Edit | None = None,
+        extras: Extras | None = None,
+    ) -> Image:
+        """Return the picture that the last member draws of a prompt, as `sample` does."""
+        channels = next(iter(self.configs.values())).network.channels
+        if channels not in (1, 3, 4):
+            raise ConfigError(
+                f"the cascade draws {channels} channels, pictures have 1, 3 or 4",
+                "take the tensors: Cascade.sample()",
+            )
+        images = self.sample([prompt], [seed], options, edit=edit, extras=extras)
+        last = list(images.values())[-1]
+        return picture.exact(to_uint8(last)[0].permute(1, 2, 0).cpu().numpy())
+
     @torch.inference_mode()
     def sample(
         self,
@@ -103,10 +129,11 @@ class Cascade:
         from. `on_step(member, step, steps)` is called after each step. Raises ConfigError for what
         these members cannot do.
         """
-        request = Request(prompts, seeds, options or SampleOptions(), edit, extras or Extras())
+        options = SampleOptions() if options is None else options
+        extras = Extras() if extras is None else extras
+        request = Request(prompts, seeds, options, edit, extras)
         provenances = {name: member.provenance for name, member in self.members.items()}
-        configs = {name: member.config for name, member in self.members.items()}
-        running = plan(request, configs, provenances)
+        running = plan(request, self.configs, provenances)
         text, negative = self._texts(request, running)
         images: dict[str, torch.Tensor] = {}
         lowres = self._given_lowres(request)
@@ -167,7 +194,9 @@ class Cascade:
                 on_step(name, step + 1, steps)
 
         net = self.members[name].net
-        return sampling.draw(net, config, index, given, seeds, tell, canvas)
+        bf16 = request.options.precision == "bf16"
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
+            return sampling.draw(net, config, index, given, seeds, tell, canvas)
 
 
 def _given(

@@ -1,8 +1,12 @@
 """Refuse training batches that a member cannot mean: wrong shape, type, range or fields.
 
-Values are read, so this waits for a GPU: training calls it once, not in every step.
+Images and noise are float32; times and levels are float64, in which schedules compute. Training in
+bfloat16 takes the same batches: autocast casts. Values are read, so this waits for a GPU: training
+calls it once, not in every step.
 """
 
+import reprlib
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -13,6 +17,8 @@ from imagen.network.config import UNetConfig
 
 _TOLERANCE = 1e-3
 """How far images may leave [-1, 1]: summation, not another range."""
+_MANY, _NEAR = 8, 0.05
+"""Images without a value below 0, and how near to 0 and to 1 they come, that look like [0, 1]."""
 
 
 def check(network: UNetConfig, shape: tuple[int, int], batch: TrainBatch) -> None:
@@ -20,7 +26,7 @@ def check(network: UNetConfig, shape: tuple[int, int], batch: TrainBatch) -> Non
     _check_x0(network, shape, batch)
     b = len(batch.x0)
     _tensor("eps", batch.eps, tuple(batch.x0.shape))
-    _tensor("t", batch.t, (b,))
+    _tensor("t", batch.t, (b,), torch.float64)
     if not ((batch.t > 0) & (batch.t < 1)).all():
         raise ConfigError(f"batch.t has {spread(batch.t)}, times of training are in (0, 1)")
     _flags("keep", batch.keep, b)
@@ -30,17 +36,22 @@ def check(network: UNetConfig, shape: tuple[int, int], batch: TrainBatch) -> Non
     _check_lowres(batch, b)
     _check_label(network, batch.label, b)
     if batch.image is not None:
+        check_range("batch.image", batch.image)
         sizes = tuple(batch.image.shape[2:])
         _tensor("image", batch.image, (b, network.image_channels, *sizes))
-        check_range("batch.image", batch.image)
     if batch.self_cond is not None:
         _flags("self_cond", batch.self_cond, b)
 
 
+def check_type(name: str, value: object, kind: type, what: str) -> None:
+    """Raise ConfigError unless `value` is of a kind; True and False are no numbers."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ConfigError(f"{name} is {reprlib.repr(value)} ({type(value).__name__}), not {what}")
+
+
 def check_range(name: str, images: torch.Tensor) -> None:
     """Raise ConfigError unless images are finite floats in [-1, 1]; `name` is for the message."""
-    if not isinstance(images, torch.Tensor):
-        raise ConfigError(f"{name} is a {type(images).__name__}, not a torch tensor")
+    _check_tensor(name, images)
     if not images.numel():
         raise ConfigError(f"{name} is {tuple(images.shape)}, which is empty")
     if not images.is_floating_point():
@@ -72,6 +83,13 @@ def _check_x0(network: UNetConfig, shape: tuple[int, int], batch: TrainBatch) ->
     if size != shape and not (crop and fits):
         crops = f", or crops of them in multiples of {network.factor} pixels" if crop else ""
         raise ConfigError(f"batch.x0 is {tuple(x0.shape)}, the member's images are {whole}{crops}")
+    _check_dtype("x0", x0, torch.float32)
+    if len(x0) >= _MANY and 0 <= x0.min() < _NEAR and x0.max() > 1 - _NEAR:
+        warnings.warn(
+            f"batch.x0 has {spread(x0)} in {len(x0)} images, where [-1, 1] is due: if they were "
+            "made for [0, 1], give 2 * x - 1",
+            stacklevel=2,
+        )
 
 
 def _optional(network: UNetConfig) -> Iterator[tuple[str, bool, str]]:
@@ -126,13 +144,18 @@ def _check_lowres(batch: TrainBatch, b: int) -> None:
     h, w = batch.x0.shape[2:]
     _tensor("lowres", lowres, (*batch.x0.shape[:2], *lowres.shape[2:]))
     low_h, low_w = lowres.shape[2:]
-    if low_h > h or low_w > w or low_h * w != low_w * h:
+    if low_h * w != low_w * h:
         raise ConfigError(
-            f"batch.lowres is {low_h} x {low_w} pixels, x0 is {h} x {w}: it is no smaller picture",
-            "give both the same crop, at the sizes of the member before and of this one",
+            f"batch.lowres is {low_h} x {low_w} pixels, x0 is {h} x {w}: another aspect ratio",
+            "give both the same crop of a picture",
+        )
+    if low_h >= h:
+        raise ConfigError(
+            f"batch.lowres is {low_h} x {low_w} pixels, not smaller than x0, which is {h} x {w}",
+            "lowres is at the size of the member before, x0 at the size of this one",
         )
     _tensor("aug_eps", eps, tuple(lowres.shape))
-    _tensor("aug_level", level, (b,))
+    _tensor("aug_level", level, (b,), torch.float64)
     if not ((level >= 0) & (level <= 1)).all():
         raise ConfigError(f"batch.aug_level has {spread(level)}, levels are in [0, 1]")
 
@@ -144,6 +167,7 @@ def _check_label(network: UNetConfig, label: torch.Tensor | None, b: int) -> Non
 
 def check_labels(name: str, label: torch.Tensor, num_classes: int, b: int) -> None:
     """Raise ConfigError unless `label` is (b,) int64 in [0, num_classes)."""
+    _check_tensor(name, label)
     if label.dtype != torch.int64 or tuple(label.shape) != (b,):
         raise ConfigError(f"{name} is {dtype_of(label)} {tuple(label.shape)}, not int64 ({b},)")
     if label.min() < 0 or label.max() >= num_classes:
@@ -151,18 +175,38 @@ def check_labels(name: str, label: torch.Tensor, num_classes: int, b: int) -> No
 
 
 def _flags(name: str, value: torch.Tensor, b: int) -> None:
-    _tensor(name, value, (b,))
+    _tensor(name, value, (b,), None)
     if not ((value == 0) | (value == 1)).all():
         raise ConfigError(f"batch.{name} has {spread(value)}, each is 0 or 1")
 
 
-def _tensor(name: str, value: torch.Tensor, shape: tuple[int, ...]) -> None:
-    """Check shape, floating point and that all is finite."""
+def _tensor(
+    name: str,
+    value: torch.Tensor,
+    shape: tuple[int, ...],
+    dtype: torch.dtype | None = torch.float32,
+) -> None:
+    """Check shape, type (None: any floating point) and that all is finite."""
+    _check_tensor(f"batch.{name}", value)
     if tuple(value.shape) != shape:
         raise ConfigError(f"batch.{name} is {tuple(value.shape)}, not {shape}")
-    if not value.is_floating_point():
-        raise ConfigError(f"batch.{name} is {dtype_of(value)}, not floating point")
+    _check_dtype(name, value, dtype)
     _finite(f"batch.{name}", value)
+
+
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise ConfigError(f"{name} is a {type(value).__name__}, not a torch tensor")
+
+
+def _check_dtype(name: str, value: torch.Tensor, dtype: torch.dtype | None) -> None:
+    if dtype is None and not value.is_floating_point():
+        raise ConfigError(f"batch.{name} is {dtype_of(value)}, not floating point")
+    if dtype is not None and value.dtype != dtype:
+        wanted = str(dtype).removeprefix("torch.")
+        raise ConfigError(
+            f"batch.{name} is {dtype_of(value)}, not {wanted}", f"batch.{name}.to(torch.{wanted})"
+        )
 
 
 def _finite(name: str, value: torch.Tensor) -> None:

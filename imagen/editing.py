@@ -6,7 +6,6 @@ outside of it enters again at each noise level (RePaint). `first` beyond the bas
 low-resolution input is the picture at the size of the member before. Pictures are never enlarged.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -127,8 +126,9 @@ def of_photos(
 ) -> Edit:
     """Return the edit of a picture and its mask (or None) that were read, as `Edit.open` does."""
     picture, masking = photos
-    for name in (first, last or first):
-        _check_member("edit.first" if name == first else "last", name, members)
+    _check_member("edit.first", first, members)
+    if last is not None:
+        _check_member("last", last, members)
     _, shape = _needs(members, first, last, _start(strength, masking is not None, first))
     return Edit(
         image=photo.image(picture, shape, members[first].network.channels),
@@ -218,7 +218,7 @@ def check(edit: Edit, members: Mapping[str, MemberConfig], count: int) -> None:
         if h * width != w * height:
             raise ConfigError(
                 f"edit.image is {h} x {w} pixels, member {name} draws {height} x {width}",
-                "crop the image to this aspect ratio; any size will do",
+                "crop the image to this aspect ratio",
             )
 
 

@@ -7,7 +7,8 @@ head (8 heads in the super-resolution members), schedules, dropout 0. The paper 
 
 - `base64`, 2.03 B: it adapts Dhariwal & Nichol's U-Net, which has attention after each residual
   block and in the middle; so here 3 layers of attention end a level with 3 blocks. `cond_dim` is
-  theirs, 4 times the narrowest width. Their up path has one block more in each level and resamples
+  theirs, 4 times the narrowest width. Text enters its attention levels twice, joined to
+  self-attention and by cross-attention (205 M); the paper joins it there only. Their up path has one block more in each level and resamples
   in residual blocks, where we use one convolution.
 - `sr256`, 589 M: as App. F.2.
 - `sr1024`, 424 M: App. F.3 asks for the blocks of `sr256`, 2-4-8-8. That is 400 M only if skips
@@ -205,8 +206,8 @@ _ALL = (
         _base(16, (64, 96), 1, TINY_T5_DIM, head_dim=32),
     ),
     _preset(
-        "sr64-tiny", "16 to 64 px colour, minutes on a CPU", TINY_T5, 1_535_363,
-        _sr(64, (32, 64, 96), (1, 1, 1), TINY_T5_DIM, head_dim=32),
+        "sr64-tiny", "16 to 64 px colour, minutes on a CPU", TINY_T5, 1_101_971,
+        _sr(64, (16, 48, 96), (1, 1, 1), TINY_T5_DIM, head_dim=32),
     ),
 )  # fmt: skip
 
@@ -218,7 +219,7 @@ CASCADES: dict[str, CascadePreset] = {
     for cascade in (
         CascadePreset(
             name="imagen",
-            summary="the paper's, for several GPUs of 80 GB",
+            summary="the paper's, 1024 px, GPUs of 80 GB",
             presets=("base64", "sr256", "sr1024"),
         ),
         CascadePreset(

@@ -9,12 +9,14 @@ import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
+from imagen.checks import check_type
 from imagen.config import build as build_config
 from imagen.config import to_tree
 from imagen.data.randomness import Purpose, normals
@@ -30,6 +32,14 @@ from imagen.member import Given, MemberConfig, denoiser
 
 _FOR_ALL = ("guidance_scale", "steps", "sampler", "aug_level")
 _KEYS = tuple(f.name for f in dataclasses.fields(SamplingConfig))
+_TYPES: dict[str, tuple[type, str]] = {
+    "guidance_scale": (Real, "a number"),
+    "steps": (Integral, "a whole number"),
+    "sampler": (str, "the name of a sampler"),
+    "aug_level": (Real, "a number"),
+    "negative": (str, "one text for all images"),
+    "last": (str, "a member's name"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,13 +55,39 @@ class SampleOptions:
     aug_level: float | None = None
     """Noise level of the low-resolution image in every SR member, in [0, 1]."""
     negative: str | None = None
-    """What guidance leads away from, in place of no text; needs guidance_scale other than 1."""
+    """What guidance leads away from, in place of no text; needs guidance_scale other than 1.
+
+    "" is no text, as None. Members with classes take none: both halves would see the label.
+    """
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """Any keys of the `sampling` section, for every member: spacing, threshold, guidance …"""
     members: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Member -> any keys of its `sampling` section; they win over the options for all members."""
     last: str | None = None
     """Stop after this member; None: the last one."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """What networks compute in: bf16 is autocast, faster on GPUs; samplers stay float32."""
 
     def __post_init__(self) -> None:
+        for name, (kind, what) in _TYPES.items():
+            if getattr(self, name) is not None:
+                check_type(f"options.{name}", getattr(self, name), kind, what)
+        if self.negative is not None and not self.negative.strip():
+            object.__setattr__(self, "negative", None)
+        self._check_values()
+        _check_keys("options.sampling", self.sampling)
+        check_type("options.members", self.members, Mapping, "a mapping of members")
+        for name, keys in self.members.items():
+            _check_keys(f"options.members.{name}", keys)
+        for key in _FOR_ALL:
+            if key in self.sampling and getattr(self, key) is not None:
+                raise ConfigError(
+                    f"`{key}` is set twice for all members: {key} {getattr(self, key)!r} and "
+                    f"sampling {key} {self.sampling[key]!r}",
+                    "leave one of them out",
+                )
+
+    def _check_values(self) -> None:
         if self.sampler is not None and self.sampler not in KNOBS:
             raise ConfigError(
                 f"sampler {self.sampler!r} is unknown", f"samplers: {', '.join(KNOBS)}"
@@ -62,21 +98,30 @@ class SampleOptions:
             raise ConfigError(f"steps {self.steps} is less than 1")
         if self.aug_level is not None and not 0 <= self.aug_level <= 1:
             raise ConfigError(f"aug_level {self.aug_level} is not in [0, 1]")
-        for name, keys in self.members.items():
-            for key in keys:
-                if key not in _KEYS:
-                    near = difflib.get_close_matches(key, _KEYS, n=1)
-                    hint = f"did you mean `{near[0]}`?" if near else f"keys: {', '.join(_KEYS)}"
-                    raise ConfigError(f"options.members.{name} has an unknown key `{key}`", hint)
+        if self.precision not in ("fp32", "bf16"):
+            raise ConfigError(f"precision {self.precision!r} is none of fp32, bf16")
+
+    def asked(self, name: str) -> dict[str, Any]:
+        """Return the keys of `sampling` that are set for member `name`: its own, then all's."""
+        named = {key: getattr(self, key) for key in _FOR_ALL if getattr(self, key) is not None}
+        return named | dict(self.sampling) | dict(self.members.get(name, {}))
 
     def resolve(self, name: str, defaults: SamplingConfig) -> SamplingConfig:
         """Return how member `name` is sampled. Raises ConfigError for values that do not fit."""
-        chosen = {key: getattr(self, key) for key in _FOR_ALL if getattr(self, key) is not None}
-        chosen |= dict(self.members.get(name, {}))
+        chosen = self.asked(name)
         if chosen.get("sampler", defaults.sampler) != defaults.sampler:
             chosen.setdefault("stochasticity", None)  # the default was meant for another sampler
         tree = to_tree(defaults) | to_tree(chosen)
         return build_config(SamplingConfig, tree, where=f"sampling of {name}")
+
+
+def _check_keys(where: str, keys: Mapping[str, Any]) -> None:
+    check_type(where, keys, Mapping, "a mapping of keys of `sampling`")
+    for key in keys:
+        if key not in _KEYS:
+            near = difflib.get_close_matches(str(key), _KEYS, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else f"keys: {', '.join(_KEYS)}"
+            raise ConfigError(f"{where} has an unknown key `{key}`", hint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +172,7 @@ def draw(
         return noise(seeds, Purpose.SAMPLE_STEP + index, shape, number).to(device)
 
     sampling = config.sampling
-    start = 1.0 if canvas is None else canvas.strength
+    start = 1.0 if canvas is None else canvas.start
     logsnrs = path(schedule(config.diffusion), sampling.steps, sampling.spacing, start)
     if canvas is not None and start < 1:
         x = noised(canvas.image, logsnrs[0], x)

@@ -26,9 +26,10 @@ class Case:
     """Levels with cross-attention to the text."""
     batch: int
     """Images of a step."""
-    parts: str = "own"
-    """`own`: what each has by default; `all`: ours with the peer's extra parts; `few`: the peer
-    without its extra parts, as far as its options allow."""
+    parts: str = "alike"
+    """`alike`: each as it comes, but ours resamples as the peer does; `own`: each as it comes;
+    `all`: ours with all the peer's extra parts; `few`: as `alike`, the peer without its extra
+    parts, as far as its options allow."""
     text_dim: int = 768
     """Width of the text embeddings."""
     tokens: int = 32
@@ -93,14 +94,17 @@ def _with(case: Case, parts: str, words: str) -> Case:
 
 
 CASES = (_BASE32, _BASE64, _SR64)
-"""Each system as it comes, at the same widths, depths and attention levels."""
-MATCHED = (
-    _with(_BASE64, "all", "ours with the peer's parts"),
-    _with(_BASE64, "few", "the peer without its extra parts"),
-    _with(_SR64, "all", "ours with the peer's parts"),
-    _with(_SR64, "few", "the peer without its extra parts"),
+"""The same widths, depths, attention levels and resampling."""
+MATCHED = tuple(
+    _with(case, parts, words)
+    for case in (_BASE64, _SR64)
+    for parts, words in (
+        ("own", "ours resampling in its own way"),
+        ("all", "ours with the peer's parts"),
+        ("few", "the peer without its extra parts"),
+    )
 )
-"""The same, with parts switched on or off until the architectures are as near as options allow."""
+"""The same, with parts switched on or off."""
 _README = Case(
     name="base 64x64 of its README",
     size=64,

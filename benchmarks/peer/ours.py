@@ -21,16 +21,16 @@ from imagen.member import (
 from imagen.network.config import UNetConfig
 from imagen.network.unet import build
 
+RESAMPLING = {"upsample": "pixel_shuffle", "downsample_kernels": (2,)}
+"""As the peer by default; its pixel unshuffle and 1x1 convolution are a 2x2 one of stride 2."""
 MORE = {
     "feed_forward": 2,
     "global_context": True,
     "middle_attention": True,
     "stem_kernels": (3, 7, 15),
-    "downsample_kernels": (2,),
-    "upsample": "pixel_shuffle",
     "text_latents": 32,
 }
-"""What the peer has by default and we do not."""
+"""What else the peer has by default and we do not."""
 
 
 def config_of(case: Case) -> UNetConfig:
@@ -44,6 +44,7 @@ def config_of(case: Case) -> UNetConfig:
         text_dim=case.text_dim,
         cond_dim=case.cond_dim,
         head_dim=case.head_dim,
+        **({} if case.parts == "own" else RESAMPLING),
         **(MORE if case.parts == "all" else {}),
     )
 

@@ -61,7 +61,6 @@ def network(peer: Any, case: Case) -> torch.nn.Module:
         "use_global_context_attn": False,
         "init_cross_embed": False,
         "init_conv_kernel_size": 3,
-        "pixel_shuffle_upsample": False,
         "attend_at_middle": False,
         "attn_pool_text": False,
     }

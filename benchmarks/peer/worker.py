@@ -115,6 +115,7 @@ class Job:
         del self.side, self.run
         self.side = system(name)(case, self.device)
         if self.what == "sample":
+            self.side.net.requires_grad_(False)  # the counter trips over views of parameters
             return {"flop": _count(self.sampling()) / SAMPLING_STEPS}
         return {"flop": _count(self.training()), "flop_forward": _count(self.side.loss)}
 

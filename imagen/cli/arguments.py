@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 KEYS = tuple(f.name for f in dataclasses.fields(SamplingConfig))
 SET: dict[str, Any] = {
-    "metavar": "MEMBER.KEY=VALUE", "action": "append", "default": [], "dest": "settings",
+    "metavar": "[MEMBER.]KEY=VALUE", "action": "append", "default": [], "dest": "settings",
 }  # fmt: skip
 OUTPUT_HELP = """\
 what --out means
@@ -28,7 +28,7 @@ members and their training. Same cascade, prompt, seed and options: same picture
 drawn with it.
 """
 SET_HELP = f"""\
-what --set knows, for each member by itself (it wins over the options for all members)
+what --set knows: KEY=VALUE for all members, MEMBER.KEY=VALUE for one, which wins
   {", ".join(KEYS[:5])},
   {", ".join(KEYS[5:8])},
   {", ".join(KEYS[8:])}
@@ -73,7 +73,8 @@ def add_shared(command: argparse.ArgumentParser) -> None:
     add("--sampler", help=f"{', '.join(KNOBS)} (default: as configured)")
     add("--aug-level", type=float, help="noise on the low-resolution image, 0 to 1")
     add("--until", metavar="MEMBER", help="stop after this member, for example base")
-    add("--set", **SET, help="sampling of one member, as sr1.guidance_scale=1; may be repeated")
+    add("--set", **SET, help="sampling, as spacing=karras or sr1.steps=8; may be repeated")
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help="of networks (default fp32)")
     add("--encoder", metavar="DIR", help="folder of the text encoder, if it lies elsewhere here")
     add("--members", action="store_true", help="show what every member made, in labelled grids")
     add("--overwrite", action="store_true", help="replace files that are there")
@@ -94,16 +95,20 @@ def wanted(args: argparse.Namespace) -> list[Wanted]:
     return [Wanted(prompt, args.seed + i) for prompt in prompts for i in range(args.count)]
 
 
-def settings(words: list[str]) -> dict[str, dict[str, Any]]:
-    """Return member -> key -> value of `MEMBER.KEY=VALUE` words. Raises ConfigError."""
-    chosen: dict[str, dict[str, Any]] = {}
+def settings(words: list[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return key -> value for all members, and member -> key -> value. Raises ConfigError.
+
+    `words`: `KEY=VALUE` and `MEMBER.KEY=VALUE`.
+    """
+    for_all: dict[str, Any] = {}
+    members: dict[str, dict[str, Any]] = {}
     for word in words:
         dotted, equals, value = word.partition("=")
-        member, dot, key = dotted.partition(".")
-        if not (equals and dot and member and key):
+        member, dot, key = dotted.rpartition(".")
+        if not (equals and key) or (dot and not member):
             raise ConfigError(
-                f"--set {word} is not of the form MEMBER.KEY=VALUE",
-                "for example --set sr1.guidance_scale=1",
+                f"--set {word} is not of the form KEY=VALUE or MEMBER.KEY=VALUE",
+                "for example --set spacing=karras or --set sr1.guidance_scale=1",
             )
         if key not in KEYS:
             near = difflib.get_close_matches(key, KEYS, n=1)
@@ -111,13 +116,14 @@ def settings(words: list[str]) -> dict[str, dict[str, Any]]:
                 f"--set {word}: members have no sampling key `{key}`",
                 f"did you mean `{near[0]}`?" if near else f"keys: {', '.join(KEYS)}",
             )
-        chosen.setdefault(member, {})[key] = parse_yaml(value, f"--set {word}")
-    return chosen
+        chosen = members.setdefault(member, {}) if member else for_all
+        chosen[key] = parse_yaml(value, f"--set {word}")
+    return for_all, members
 
 
 def options(args: argparse.Namespace) -> "SampleOptions":
     """Return what the arguments say of sampling. Raises ConfigError."""
-    members = settings(args.settings)
+    for_all, members = settings(args.settings)
     from imagen.sampling import SampleOptions
 
     return SampleOptions(
@@ -126,6 +132,8 @@ def options(args: argparse.Namespace) -> "SampleOptions":
         sampler=args.sampler,
         aug_level=args.aug_level,
         negative=args.negative,
+        sampling=for_all,
         members=members,
         last=args.until,
+        precision=args.precision,
     )

@@ -72,7 +72,8 @@ def make(args: argparse.Namespace, editing: Editing | None = None) -> None:
     made = sample(cascade, images, chosen, edit, list(resolved))
     facts = {
         "command": ["imagen", *args.words],
-        "negative": args.negative,
+        "negative": chosen.negative,
+        "precision": chosen.precision,
         "edit": told,
         "sampling": resolved,
         "cascade_path": args.cascade,
@@ -91,7 +92,9 @@ def make(args: argparse.Namespace, editing: Editing | None = None) -> None:
 def _check_names(args: argparse.Namespace, described: Described) -> None:
     """Raise ConfigError for a member that the cascade has not."""
     asked = [(f"--until {args.until}", args.until)] if args.until else []
-    asked += [(f"--set {word}", word.partition(".")[0]) for word in args.settings]
+    for word in args.settings:
+        member, dot, _ = word.partition("=")[0].rpartition(".")
+        asked += [(f"--set {word}", member)] if dot else []
     for option, name in asked:
         if name not in described.members:
             raise ConfigError(
@@ -111,18 +114,22 @@ def _resolve(
 
     request = Request([i.prompt for i in images], [i.seed for i in images], chosen, edit)
     running = plan(request, described.members, described.provenances)
-    if chosen.aug_level is not None and all(m.network.kind == "base" for m in running.values()):
-        raise ConfigError(
-            f"--aug-level {chosen.aug_level:g} has no effect: only {', '.join(running)} runs",
-            "it is the noise on what a super-resolution member enlarges",
-        )
     last = list(running.values())[-1]
     if last.network.channels not in (1, 3, 4):
         raise ConfigError(
             f"the cascade draws {last.network.channels} channels, pictures have 1, 3 or 4",
             "sample with the library: imagen.cascade.Cascade.sample()",
         )
-    return {n: {"size": to_tree(m.size), **to_tree(m.sampling)} for n, m in running.items()}
+    masked = edit is not None and edit.mask is not None
+    return {name: _told(member, masked) for name, member in running.items()}
+
+
+def _told(member: "MemberConfig", masked: bool) -> dict[str, Any]:
+    """Return how a member is sampled, without the keys that have no effect on it."""
+    unread = ("sampler", "stochasticity") if masked else ()
+    unread += ("aug_level",) if member.network.kind == "base" else ()
+    kept = {k: v for k, v in to_tree(member.sampling).items() if k not in unread}
+    return {"size": to_tree(member.size), **kept}
 
 
 def _load(args: argparse.Namespace) -> "tuple[Cascade, str]":

@@ -11,6 +11,7 @@ from rich.table import Table
 from imagen.cli.plan_subjects import Subject
 from imagen.member import MemberConfig
 from imagen.memory import GB, Setting, Usage, sampling_curve, training_curve
+from imagen.memory.estimate import training_fixed
 from imagen.memory.fit import MOST_IMAGES, Fit, fit, usable, ways
 from imagen.presets import CASCADES, PRESETS
 
@@ -178,7 +179,7 @@ def _advice(subject: Subject, fits: Sequence[Fit], card_gb: float) -> str:
 def _smaller(subject: Subject, card_gb: float) -> str | None:
     """Return which preset of the same size and kind fits a card, the largest first."""
     mine = subject.member
-    parameters = training_curve(mine, subject.setting).fixed.parameters
+    parameters = training_fixed(mine, subject.setting.optimizer).parameters
     for preset in PRESETS.values():
         other = preset.member
         same = (other.shape, other.network.kind) == (mine.shape, mine.network.kind)

@@ -12,8 +12,8 @@ examples
   imagen sample --prompts prompts.txt --cascade runs/digits/cascade --out pictures/
   imagen sample "" --cascade runs/digits/cascade --out anything.png       (no text)
   imagen sample "seven" --negative "one" --until base --cascade runs/digits/cascade --out s.png
-  imagen sample "seven" --set sr1.guidance_scale=1 --set base.guidance_interval=[0.1,0.8] \\
-      --cascade runs/digits/cascade --out seven.png
+  imagen sample "seven" --set spacing=karras --set sr1.guidance_scale=1 \\
+      --set base.guidance_interval=[0.1,0.8] --cascade runs/digits/cascade --out seven.png
 
 """
 

@@ -3,12 +3,13 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from imagen.cli import arguments, given
+from imagen import photo
+from imagen.cli import arguments
 from imagen.cli.making import Described, make
 from imagen.errors import ConfigError
 
 if TYPE_CHECKING:
-    from imagen.cascade import Edit
+    from imagen.editing import Edit
 
 EXAMPLES = """\
 examples
@@ -40,10 +41,10 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Upscale as the command line says. Raises ImagenError."""
-    picture = given.read(args.image)
+    picture = photo.read(args.image)
 
     def editing(described: Described) -> "tuple[Edit, dict[str, Any]]":
-        from imagen.cascade import Edit
+        from imagen.editing import of_photos
 
         names = list(described.members)
         if args.first not in names[1:]:
@@ -57,8 +58,7 @@ def run(args: argparse.Namespace) -> None:
                 f"--until {args.until} stops before --from {args.first} starts",
                 f"members, in order: {', '.join(names)}",
             )
-        before = described.members[names[names.index(args.first) - 1]]
-        image = given.image(picture, before.shape, before.network.channels)
-        return Edit(image=image, first=args.first), {"image": picture.facts, "first": args.first}
+        edit = of_photos((picture, None), described.members, None, args.first, args.until)
+        return edit, {"image": picture.facts, "first": args.first}
 
     make(args, editing)

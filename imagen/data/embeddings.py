@@ -207,7 +207,8 @@ def _describe(text: TextConfig | None) -> str:
     if text is None:
         return "an encoder that this version does not know"
     revision = f" at {text.revision}" if text.revision else ""
-    return f"{text.encoder}{revision} (max_tokens {text.max_tokens}, {text.dtype})"
+    about = f"max_tokens {text.max_tokens}, {text.dtype}, cleaning {text.cleaning}"
+    return f"{text.encoder}{revision} ({about})"
 
 
 def _check_join(folder: str, shards: Mapping[str, Any], prepared: Prepared) -> None:

@@ -57,13 +57,13 @@ def training(config: MemberConfig, setting: Setting) -> Usage:
     It is the largest of all microbatches and steps: gradients of earlier microbatches, EMA and
     optimizer state are there.
     """
-    fixed = _training_fixed(config, setting.optimizer)
+    fixed = training_fixed(config, setting.optimizer)
     return _with_trace(fixed, _training_trace(config, _of_trace(setting)))
 
 
 def training_curve(config: MemberConfig, setting: Setting) -> Curve:
     """Return what a training step needs for any number of images. Raises ConfigError."""
-    fixed = _training_fixed(config, setting.optimizer)
+    fixed = training_fixed(config, setting.optimizer)
     one, two = (replace(_of_trace(setting), images=_FEW + i) for i in (0, 1))
     return Curve(fixed, _training_trace(config, one), _training_trace(config, two))
 
@@ -115,7 +115,7 @@ def build_optimizer(name: Optimizer, weights: list[nn.Parameter]) -> torch.optim
 
 
 @functools.cache
-def _training_fixed(config: MemberConfig, name: Optimizer) -> Usage:
+def training_fixed(config: MemberConfig, name: Optimizer) -> Usage:
     """Return weights, gradients, optimizer state, EMA, and what the optimizer's step needs."""
     net = build_without_values(config.network)
     with _fake(net):

@@ -6,7 +6,7 @@ from typing import get_args
 
 from imagen.errors import ConfigError
 from imagen.member import MemberConfig
-from imagen.memory.estimate import Curve, training_curve
+from imagen.memory.estimate import Curve, training_curve, training_fixed
 from imagen.memory.usage import Optimizer, Precision, Setting
 
 MOST_IMAGES = 4096
@@ -68,10 +68,12 @@ def ways(config: MemberConfig, setting: Setting) -> Iterator[Setting]:
 
 
 def fit(config: MemberConfig, setting: Setting, card_gb: float) -> Fit:
-    """Return the largest microbatch of one way to train on a card."""
+    """Return the largest microbatch of one way to train on a card. Raises ConfigError."""
+    room = usable(card_gb)
+    hopeless = training_fixed(config, setting.optimizer).fixed > room  # spares the runs
     return Fit(
         precision=setting.precision,
         checkpointed=bool(setting.checkpoint_levels),
         optimizer=setting.optimizer,
-        images=largest(training_curve(config, setting), usable(card_gb)),
+        images=0 if hopeless else largest(training_curve(config, setting), room),
     )

@@ -1,7 +1,8 @@
 """The residual block of a U-Net. Imagen: Saharia et al., arXiv:2205.11487, Appendix B and F.
 
 Everything is channels-last: there the pixels of an image are rows of its channels, so `as_pixels`
-and `as_image` are views, and layers on pixels cost no copy.
+and `as_image` are views, and layers on pixels cost no copy. That holds on CPUs and in
+compiled blocks; torch's eager GroupNorm on CUDA makes its output channels-first.
 """
 
 from typing import TypeVar

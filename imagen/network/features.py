@@ -15,7 +15,8 @@ _LOWEST, _HIGHEST = 2.0**-6, 2.0**2  # rad per unit of log-SNR: one period spans
 
 def sinusoids(value: torch.Tensor) -> torch.Tensor:
     """Return sine and cosine features. `value`: (b,) float64, such as log-SNR -> (b, f) float32."""
-    half = FEATURES // 2
-    exponents = torch.linspace(math.log(_LOWEST), math.log(_HIGHEST), half, dtype=torch.float64)
-    angles = value.double()[:, None] * exponents.exp().to(value.device)
+    ends, half = (math.log(_LOWEST), math.log(_HIGHEST)), FEATURES // 2
+    # made where `value` is: a copy from the host would wait for the device, in every step
+    exponents = torch.linspace(*ends, half, dtype=torch.float64, device=value.device)
+    angles = value.double()[:, None] * exponents.exp()
     return torch.cat([angles.sin(), angles.cos()], dim=1).float()

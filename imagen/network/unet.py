@@ -74,7 +74,8 @@ class UNet(nn.Module):
             x = self.middle_attention(x, text, bias)
         for up in reversed(self.up):
             x = up(x, skips.pop(), cond, text, bias)
-            outputs.append(x)
+            if self.combine is not None:  # else nothing keeps the finer levels alive
+                outputs.append(x)
         if self.combine is not None:
             x = self.combine(outputs)
         x = run(self.recompute, self.final, x, cond, stem)

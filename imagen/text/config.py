@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import dataclass
+from typing import get_args
 
 from imagen.errors import ConfigError
 from imagen.text.clean import Cleaning
@@ -39,6 +40,10 @@ class TextConfig:
             )
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
+        if self.cleaning not in get_args(Cleaning):
+            raise ConfigError(
+                f"cleaning {self.cleaning!r} is none of {', '.join(get_args(Cleaning))}"
+            )
 
     @property
     def dim(self) -> int | None:

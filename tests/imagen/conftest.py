@@ -1,10 +1,12 @@
 """Toy members, batches for them, and networks that know the answer."""
 
 import dataclasses
+import io
 import types
 
 import pytest
 import torch
+from PIL import Image
 
 from imagen.diffusion.prediction import from_x0, input_scale
 from imagen.diffusion.schedule import alpha_sigma
@@ -102,3 +104,15 @@ def toy():
         NETWORK=NETWORK, BASE=BASE, SR=SR, ALL=ALL, BARE=BARE, Oracle=Oracle, awake=awake,
         logsnr_of=logsnr_of, text=text, train_batch=train_batch, with_network=with_network,
     )  # fmt: skip
+
+
+@pytest.fixture
+def png():
+    """Return the bytes of a picture file of some pixels."""
+
+    def encoded(array, kind="PNG", **options):
+        out = io.BytesIO()
+        Image.fromarray(array).save(out, kind, **options)
+        return out.getvalue()
+
+    return encoded

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
@@ -120,6 +121,35 @@ def test_an_empty_prompt_is_the_unconditional_picture(folder):
     torch.testing.assert_close(empty, null, atol=1e-4, rtol=0)
 
 
+def test_an_empty_negative_prompt_is_no_negative_prompt(folder):
+    cascade = Cascade.load(str(folder))
+    empty, none, other = (
+        cascade.sample(["seven"], [1], SampleOptions(negative=negative))["sr1"]
+        for negative in ("", None, "eight")
+    )
+    assert torch.equal(empty, none)
+    assert (other - none).abs().max() > 1e-3
+
+
+def test_augmentation_levels_give_other_pictures_of_the_same_base_image(folder):
+    cascade = Cascade.load(str(folder))
+    levels = [0.0, 0.2, 0.5, 1.0]
+    images = [cascade.sample(["seven"], [1], SampleOptions(aug_level=level)) for level in levels]
+    assert all(torch.equal(image["base"], images[0]["base"]) for image in images)
+    for one, other in pairwise(image["sr1"] for image in images):
+        assert (one - other).abs().max() > 1e-2
+
+
+def test_bf16_computes_the_same_picture_less_exactly(folder):
+    cascade = Cascade.load(str(folder))
+    exact, rough = (
+        cascade.sample(["seven"], [1], SampleOptions(precision=precision, last="base"))["base"]
+        for precision in ("fp32", "bf16")
+    )
+    assert rough.dtype == torch.float32
+    assert 1e-4 < (rough - exact).abs().mean() < 0.05
+
+
 def test_labels_and_images_reach_the_members_that_take_them(fingerprint):
     network = dataclasses.replace(NETWORK, num_classes=3, image_channels=1)
     config = MemberConfig(size=8, network=network, sampling=SamplingConfig(steps=2))
@@ -152,6 +182,7 @@ def test_steps_are_told_for_each_member(folder):
     assert told == [("base", 1, 3), ("base", 2, 3), ("base", 3, 3), ("sr1", 1, 2), ("sr1", 2, 2)]
 
 
+@pytest.mark.slow
 def test_a_copy_samples_the_same_in_a_new_process(folder, tmp_path):
     moved = tmp_path / "elsewhere"
     os.rename(folder, moved)
@@ -215,6 +246,7 @@ def test_damaged_weights_are_refused_by_name(folder):
         (["a"], [1, 2], "1 prompts and 2 seeds"),
         ([], [], "0 prompts and 0 seeds"),
         (["a"], [-1], r"not in \[0, 2\^32\)"),
+        ("abc", [1, 2, 3], r"prompts is 'abc' \(str\), not a list"),
     ],
 )
 def test_bad_requests_are_refused(folder, prompts, seeds, message):
@@ -239,6 +271,24 @@ def test_weights_of_another_architecture_are_refused(tmp_path, fingerprint):
         CheckpointError, match=r"do not fit the network(.|\n)*train the member again"
     ):
         Cascade.load(str(tmp_path / "cascade"))
+
+
+@pytest.mark.parametrize("fault", ["untrained", "damaged"])
+def test_a_later_member_that_is_refused_leaves_no_copy_of_an_earlier_one(
+    tmp_path, fingerprint, fault
+):
+    save_member(tmp_path / "base", "base", 0, fingerprint)
+    save_member(tmp_path / "sr1", "sr1", 0, fingerprint)
+    if fault == "damaged":
+        next((tmp_path / "sr1").glob("*.safetensors")).write_bytes(b"torn")
+    else:
+        fresh = build(MEMBERS["sr1"].network).state_dict()
+        provenance = {"images_seen": 64, "encoder_fingerprint": fingerprint}
+        snapshot.save(str(tmp_path / "sr1"), "sr1", MEMBERS["sr1"], fresh, provenance)
+    snapshots = {name: str(tmp_path / name) for name in MEMBERS}
+    with pytest.raises(CheckpointError, match=r"member sr1 in .* is not trained|sr1.* has 4 bytes"):
+        assemble(str(tmp_path / "made"), snapshots, TEXT, fingerprint)
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_damaged_cascade_is_mended_by_assembling_again(folder, tmp_path, fingerprint):

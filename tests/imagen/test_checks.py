@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 
 import pytest
@@ -51,7 +52,18 @@ OTHERS = [
     ("BASE", "eps", lambda b: poisoned(b.eps), "eps has values that are not finite"),
     ("BASE", "t", lambda b: poisoned(b.t, 0.0), r"t has values from 0 to 0.9, .*in \(0, 1\)"),
     ("BASE", "t", lambda b: b.t * 1000, r"t has values from 100 to 900"),
-    ("BASE", "t", lambda b: (b.t * 1000).long(), "t is int64, not floating point"),
+    ("BASE", "t", lambda b: (b.t * 1000).long(), "t is int64, not float64"),
+    ("BASE", "t", lambda b: b.t.float(), r"t is float32, not float64\n\nhint: batch.t.to\(torch.f"),
+    ("BASE", "t", lambda b: b.t.numpy(), "batch.t is a ndarray, not a torch tensor"),
+    ("BASE", "x0", lambda b: b.x0.bfloat16(), "x0 is bfloat16, not float32"),
+    ("BASE", "x0", lambda b: b.x0.double(), r"x0 is float64, not float32\n\nhint: batch.x0.to"),
+    ("BASE", "eps", lambda b: b.eps.half(), "eps is float16, not float32"),
+    ("SR", "lowres", lambda b: b.lowres.double(), "lowres is float64, not float32"),
+    ("SR", "aug_eps", lambda b: b.aug_eps.bfloat16(), "aug_eps is bfloat16, not float32"),
+    ("SR", "aug_level", lambda b: b.aug_level.float(), "aug_level is float32, not float64"),
+    ("ALL", "image", lambda b: b.image.double(), "image is float64, not float32"),
+    ("ALL", "label", lambda b: b.label.tolist(), "label is a list, not a torch tensor"),
+    ("BASE", "keep", lambda b: b.keep.bool(), "keep is bool, not floating point"),
     ("BASE", "t", lambda b: b.t[:, None], r"t is \(4, 1\), not \(4,\)"),
     ("BASE", "keep", lambda b: b.keep * 0.5, "keep has values from 0.5 to 0.5, each is 0 or 1"),
     ("BASE", "text", lambda _: None, "text is missing, but network.text_dim is 12"),
@@ -61,8 +73,9 @@ OTHERS = [
     ("SR", "aug_level", lambda _: None, "aug_level is missing"),
     ("SR", "aug_eps", lambda _: None, "aug_eps is missing"),
     ("SR", "lowres", lambda b: b.lowres * 100, r"lowres has values from .*\[-1, 1\]"),
-    ("SR", "lowres", lambda b: b.lowres[..., :4], r"lowres is 8 x 4 pixels, x0 is 16 x 16"),
-    ("SR", "lowres", lambda b: b.x0.repeat(1, 1, 2, 2), r"lowres is 32 x 32 pixels"),
+    ("SR", "lowres", lambda b: b.lowres[..., :4], "lowres is 8 x 4 .*16 x 16: another aspect"),
+    ("SR", "lowres", lambda b: b.x0.repeat(1, 1, 2, 2), "lowres is 32 x 32 .*, not smaller than"),
+    ("SR", "lowres", lambda b: b.x0, "lowres is 16 x 16 pixels, not smaller than x0, .* 16 x 16"),
     ("SR", "lowres", lambda b: b.lowres[:2], r"lowres is \(2, 1, 8, 8\), not \(4, 1, 8, 8\)"),
     ("SR", "aug_level", lambda b: b.aug_level * 2, r"aug_level has values from 0 to 2, .*\[0, 1\]"),
     ("SR", "aug_eps", lambda b: b.eps, r"aug_eps is \(4, 1, 16, 16\), not \(4, 1, 8, 8\)"),
@@ -104,3 +117,29 @@ def test_fields_that_do_not_fit_are_refused(toy, name, field, change, message):
 def test_text_that_does_not_fit_is_refused(toy, keys, message):
     with pytest.raises(ConfigError, match=message):
         check_batch(toy.BASE, changed(toy, "BASE", text=lambda _: text_with(toy, **keys)))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda x0: x0.clamp(-1, 1).abs(), True),  # [0, 1] where [-1, 1] is due
+        (lambda x0: x0, False),
+        (lambda x0: x0.abs() * 0.9, False),  # does not reach 1
+        (lambda x0: x0.abs() - 1e-2, False),  # goes below 0
+    ],
+)
+def test_batches_that_look_like_images_in_0_to_1_are_warned_of(toy, change, told):
+    batch = toy.train_batch(toy.BASE, b=8)
+    batch = dataclasses.replace(batch, x0=change(batch.x0))
+    with (
+        contextlib.nullcontext()
+        if not told
+        else pytest.warns(
+            UserWarning,
+            match=r"x0 has values from .* in 8 images, where \[-1, 1\] is due: .*2 \* x - 1",
+        )
+    ):
+        check_batch(toy.BASE, batch)
+    few = {key: getattr(batch, key)[:7] for key in ("x0", "eps", "t", "keep")}
+    words = Text(batch.text.emb[:7], batch.text.mask[:7])
+    check_batch(toy.BASE, dataclasses.replace(batch, text=words, **few))  # too few to tell

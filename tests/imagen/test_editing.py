@@ -1,10 +1,11 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from imagen import editing
+from imagen import editing, photo, storage
 from imagen.cascade import Cascade, Edit, Member, SampleOptions
 from imagen.data.randomness import Purpose
 from imagen.diffusion.schedule import alpha_sigma, cosine_logsnr
@@ -17,6 +18,7 @@ from imagen.text.encoder import load_encoder
 
 MEAN, STD = 0.1, 0.2
 GREY8 = torch.zeros(1, 1, 8, 8)
+HOLE8 = torch.ones(1, 1, 8, 8)
 CPU = torch.device("cpu")
 PICTURE = torch.linspace(-0.9, 0.8, 256).reshape(1, 1, 16, 16)
 HOLE = torch.zeros(1, 1, 16, 16)
@@ -74,7 +76,9 @@ def cascade_of(toy, configs, encoder):
 def variation(toy, net, strength, seeds=(1,), image=PICTURE, **keys):
     keys = {"sampler": "dpmpp_2m", "steps": 40, "threshold": "none"} | keys
     config = dataclasses.replace(toy.BARE, size=16, sampling=SamplingConfig(**keys))
-    canvas = editing.canvas(Edit(image=image, strength=strength), (16, 16), len(seeds), CPU)
+    first = "sr1" if strength == 1 else "base"  # an edit from noise alone has no picture
+    edit = Edit(image=image, strength=strength, first=first)
+    canvas = editing.canvas(edit, (16, 16), len(seeds), CPU)
     with torch.inference_mode():
         return draw(net, config, 0, Given(), seeds, ignore, canvas)
 
@@ -148,11 +152,37 @@ def test_outside_the_mask_the_last_picture_is_the_given_one_exactly(cascade_of, 
     assert torch.equal(images["base"][~small.mask], small.image[~small.mask])
 
 
+@pytest.mark.parametrize(
+    ("keys", "start", "rounds"),
+    [
+        ({}, 0.6, None),
+        ({"strength": 0.3}, 0.3, None),
+        ({"first": "sr1"}, 1.0, None),
+        ({"mask": HOLE}, 1.0, 4),
+        ({"mask": HOLE, "strength": 0.8, "resample": 2}, 0.8, 2),
+    ],
+)
+def test_an_edit_keeps_of_the_picture_what_its_kind_needs(keys, start, rounds):
+    edit = Edit(image=PICTURE, **keys)
+    canvas = editing.canvas(edit, (8, 8), 1, CPU)
+    assert edit.start == canvas.start == start
+    assert rounds in (None, canvas.resample)
+
+
+def test_an_edit_by_default_starts_from_the_picture(cascade_of):
+    cascade = cascade_of(lambda x, *_: torch.zeros_like(x), show_lowres)
+    cascade.sample([""], [3], edit=Edit(image=PICTURE))
+    cascade.sample([""], [3], edit=Edit(image=-PICTURE))
+    for member in cascade.members.values():
+        first, *_, other = [x for x, _ in member.net.calls[:: len(member.net.calls) // 2]]
+        assert (first - other).abs().max() > 0.3
+
+
 def test_what_is_painted_fits_to_what_is_kept_in_every_member(cascade_of):
     """Images of one grey value: the hole has to be painted in the grey around it."""
     cascade = cascade_of(best_of_flat, best_of_flat)
     grey = torch.full((1, 1, 16, 16), 0.6)
-    images = cascade.sample([""], [5], SampleOptions(steps=16), edit=Edit(image=grey, mask=HOLE))
+    images = cascade.sample([""], [5], SampleOptions(steps=10), edit=Edit(image=grey, mask=HOLE))
     for image in images.values():
         assert (image - 0.6).abs().max() < 0.08
 
@@ -229,13 +259,23 @@ BAD = [
     ({"mask": torch.ones(8, 8)}, r"edit.mask is \(8, 8\)"),
     ({"mask": torch.ones(1, 3, 8, 8)}, r"edit.mask is \(1, 3, 8, 8\)"),
     ({"resample": 0}, "edit.resample 0 is less than 1"),
+    ({"resample": 4}, "edit.resample 4 has no effect: the edit has no mask\n\nhint: leave it out"),
+    ({"resample": 1.0, "mask": HOLE8}, r"edit.resample is 1.0 \(float\), not a whole number"),
+    ({"strength": 1}, r"edit.strength 1 without a mask starts from noise (.|\n)*hint: 0.6 draws"),
+    ({"strength": "0.5"}, r"edit.strength is '0.5' \(str\), not a number"),
+    ({"image": [[0.0]]}, "edit.image is a list, not a torch tensor"),
+    ({"mask": [[1]]}, r"edit.mask is \[\[1\]\] \(list\), not a torch tensor"),
+    ({"mask": 0 * HOLE8}, "edit.mask is 0 everywhere in row 0: nothing would be painted"),
+    ({"mask": torch.cat([HOLE8, 0 * HOLE8])}, "edit.mask is 0 everywhere in row 1"),
+    ({"mask": HOLE8, "first": "sr1"}, r"mask with edit.first 'sr1'(.|\n)*hint: .*at the base"),
+    ({"first": None}, r"edit.first is None \(NoneType\), not a member's name"),
 ]  # fmt: skip
 MISFITS = [
     ({"first": "sr2"}, "edit.first 'sr2' is no member of the cascade\n\nhint: members: base, sr1"),
     ({"image": torch.zeros(1, 3, 8, 8)}, "edit.image has 3 channels, member base 1"),
     ({"image": torch.zeros(1, 1, 8, 16)}, "edit.image is 8 x 16 pixels, .*8 x 8\n\nhint: crop"),
     ({"image": torch.zeros(3, 1, 8, 8)}, "edit.image has 3 rows for 2 images"),
-    ({"mask": torch.zeros(3, 1, 8, 8)}, "edit.mask has 3 rows for 2 images"),
+    ({"mask": torch.ones(3, 1, 8, 8)}, "edit.mask has 3 rows for 2 images"),
 ]  # fmt: skip
 
 
@@ -250,3 +290,57 @@ def test_edits_that_do_not_fit_the_cascade_are_refused(configs, keys, message):
     edit = Edit(**{"image": GREY8} | keys)
     with pytest.raises(ConfigError, match=message):
         editing.check(edit, configs, 2)
+
+
+@pytest.fixture
+def files(tmp_path, png):
+    """A picture of 24 x 48 pixels and a mask with a white block in its centre."""
+    rng = np.random.default_rng(3)
+    white = np.zeros((24, 48), np.uint8)
+    white[6:12, 18:30] = 255
+    paths = [str(tmp_path / name) for name in ("picture.png", "mask.png")]
+    for path, array in zip(paths, (rng.integers(0, 256, (24, 48), np.uint8), white), strict=True):
+        storage.put(path, png(array))
+    return paths
+
+
+def test_an_edit_is_opened_from_files_at_the_size_that_it_needs(files, configs, cascade_of):
+    path, mask = files
+    members = configs | {"sr2": dataclasses.replace(configs["sr1"], size=24)}
+    wanted = [({}, 24), ({"first": "sr1"}, 8), ({"first": "sr2"}, 16), ({"last": "sr1"}, 16)]
+    for keys, size in wanted:
+        assert Edit.open(path, members, **keys).image.shape == (1, 1, size, size)
+    half = Edit.open(path, members, first="sr2", strength=0.5)
+    assert (half.image.shape[2], half.start) == (24, 0.5)
+    cascade = cascade_of(best_of_gaussian, best_of_gaussian)
+    masked = Edit.open(path, cascade, mask)
+    assert masked.image.shape == masked.mask.shape == (1, 1, 16, 16)
+    assert masked.mask.sum() == 4 * 8
+    picture = photo.image(photo.read(path), (16, 16), 1)
+    assert torch.equal(masked.image, picture)
+    assert set(cascade.sample([""], [1], edit=masked)) == {"base", "sr1"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"first": "sr2"}, "edit.first 'sr2' is no member of the cascade\n\nhint: members: base"),
+        ({"last": "sr2"}, "last 'sr2' is no member of the cascade"),
+        ({"first": "sr1", "mask": True}, "edit.mask with edit.first 'sr1'"),
+        ({"strength": 1.0}, "edit.strength 1.0 without a mask starts from noise alone"),
+        ({"strength": 2.0}, r"edit.strength 2.0 is not in \(0, 1\]"),
+    ],
+)
+def test_files_of_an_edit_that_means_nothing_are_refused(files, configs, keys, message):
+    keys = keys | ({"mask": files[1]} if "mask" in keys else {})
+    with pytest.raises(ConfigError, match=message):
+        Edit.open(files[0], configs, **keys)
+
+
+def test_a_file_that_is_too_small_for_the_members_is_refused(files, configs):
+    large = configs | {"sr1": dataclasses.replace(configs["sr1"], size=32)}
+    with pytest.raises(
+        ConfigError, match=r"image of 24 px is smaller than 32 px(.|\n)*never enlarg"
+    ):
+        Edit.open(files[0], large)
+    assert Edit.open(files[0], large, first="sr1").image.shape[2] == 8

@@ -1,5 +1,6 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +11,8 @@ from imagen.sampling import Extras, SampleOptions
 
 DROPPED = {"images_seen": 64, "train": {"caption_drop": 0.1}}
 NEVER = {"images_seen": 64, "train": {"caption_drop": 0.0}}
-PICTURE = torch.zeros(1, 1, 16, 16)
+PICTURE = torch.zeros(1, 1, 32, 32)
+HOLE = torch.ones(1, 1, 32, 32)
 
 
 @pytest.fixture
@@ -45,11 +47,33 @@ def test_members_run_as_the_options_say(configs):
         ({"members": {"srl": {"steps": 3}}}, {}, "options.members has 'srl', which is no member"),
         ({"last": "base"}, {"first": "sr1"}, "options.last 'base' comes before edit.first 'sr1'"),
         ({}, {"first": "sr9"}, "edit.first 'sr9' is no member"),
-        ({"sampler": "ddim"}, {"mask": PICTURE}, "sampler 'ddim' has no effect in a masked edit"),
+        ({"sampler": "ddim"}, {"mask": HOLE}, "sampler 'ddim' has no effect in a masked edit"),
         (
             {"members": {"sr1": {"sampler": "heun"}}},
-            {"mask": PICTURE},
+            {"mask": HOLE},
             "sampler 'heun' has no effect in a masked edit.*\n\nhint: leave the sampler out",
+        ),
+        (
+            {"sampling": {"stochasticity": 0.5}, "sampler": "ddim", "last": "base"},
+            {"mask": HOLE},
+            "sampler 'ddim' has no effect in a masked edit",
+        ),
+        (
+            {"members": {"sr1": {"sampler": "ddim", "stochasticity": 0.5}}, "last": "base"},
+            {},
+            "options.members.sr1 has no effect: only base runs\n\nhint: leave sr1 out, or let it",
+        ),
+        (
+            {"members": {"base": {"steps": 3}}},
+            {"first": "sr1"},
+            "options.members.base has no effect: only sr1, sr2 runs",
+        ),
+        ({"aug_level": 0.3, "last": "base"}, {}, "aug_level 0.3 has no effect on base, which has"),
+        ({"sampling": {"aug_level": 0.3}, "last": "base"}, {}, "aug_level 0.3 has no effect on"),
+        (
+            {"members": {"base": {"aug_level": 0.3}}},
+            {},
+            "aug_level 0.3 has no effect on base(.|\n)*hint: it is the noise on what",
         ),
     ],
 )
@@ -57,6 +81,70 @@ def test_what_these_members_cannot_do_is_refused(configs, options, edit, message
     chosen = Edit(**{"image": PICTURE} | edit) if edit else None
     with pytest.raises(ConfigError, match=message):
         planned(configs, SampleOptions(**options), chosen)
+
+
+def test_stochasticity_has_no_effect_in_a_masked_edit(configs):
+    noisy = dataclasses.replace(configs["base"].sampling, sampler="ddim")
+    members = {"base": dataclasses.replace(configs["base"], sampling=noisy)}
+    edit = Edit(image=PICTURE, mask=HOLE)
+    for options in (
+        {"sampling": {"stochasticity": 0.5}},
+        {"members": {"base": {"stochasticity": 0}}},
+    ):
+        with pytest.raises(
+            ConfigError, match=r"stochasticity 0(.5)? has no effect in a masked edit"
+        ):
+            planned(members, SampleOptions(**options), edit)
+    planned(members, SampleOptions(sampling={"stochasticity": None}), edit)
+
+
+@pytest.mark.parametrize(
+    ("edit", "last", "message"),
+    [
+        (
+            {"size": 16},
+            None,
+            "edit.image is 16 x 16 pixels, smaller than the 32 x 32 of member sr2",
+        ),
+        ({"size": 8}, "sr1", r"8 x 8 .*the 16 x 16 of member sr1(.|\n)*hint: .* never enlarged"),
+        ({"size": 4, "first": "sr1"}, None, "4 x 4 pixels, smaller than the 8 x 8 of member base"),
+        ({"size": 8, "first": "sr2"}, None, "8 x 8 pixels, smaller than the 16 x 16 of member sr1"),
+        ({"size": 16, "first": "sr2", "strength": 0.5}, None, "the 32 x 32 of member sr2"),
+    ],
+)
+def test_pictures_are_never_enlarged(configs, edit, last, message):
+    size = edit.pop("size")
+    images = {s: Edit(image=torch.zeros(1, 1, s, s), **edit) for s in (size, 2 * size)}
+    options = SampleOptions(last=last)
+    planned(configs, options, images[2 * size])
+    with pytest.raises(ConfigError, match=message):
+        planned(configs, options, images[size])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("abc", [1, 2, 3]), r"prompts is 'abc' \(str\), not a list\n\nhint: .* prompts=\['abc'\]"),
+        (([3], [1]), r"prompts\[0\] is 3 \(int\), not a text"),
+        ((["a"], 5), "seeds is 5 \\(int\\), not a list\n\nhint: give one for each image: seeds="),
+        ((["a"], [1.0]), r"seeds\[0\] is 1.0 \(float\), not a whole number"),
+        ((["a", "b"], [1, "2"]), r"seeds\[1\] is '2' \(str\)"),
+        ((["a"], torch.tensor([1])), r"seeds\[0\] is tensor\(1\) \(Tensor\)"),
+        ((["a"], [True]), r"seeds\[0\] is True \(bool\)"),
+        ((["a"], [1], {"steps": 3}), r"options is {'steps': 3} \(dict\), not SampleOptions"),
+        ((["a"], [1], SampleOptions(), PICTURE), r"edit is tensor.* \(Tensor\), not an Edit"),
+        ((["a"], [1], SampleOptions(), None, {}), r"extras is {} \(dict\), not Extras"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        Request(*arguments)
+
+
+def test_seeds_and_prompts_may_be_what_numpy_has():
+    request = Request(np.array(["a", "b"]), np.arange(2))
+    assert (request.prompts, request.seeds) == (["a", "b"], [0, 1])
+    assert [type(seed) for seed in request.seeds] == [int, int]
 
 
 @pytest.mark.parametrize(
@@ -93,6 +181,19 @@ def test_a_negative_prompt_that_nothing_is_guided_by_is_refused(toy, configs):
     with pytest.raises(ConfigError, match="negative prompt 'blur' has no effect"):
         planned({"base": toy.BARE}, SampleOptions(negative="blur"))
     planned(configs, SampleOptions(negative="blur"))
+    planned(configs, SampleOptions(negative="", guidance_scale=1.0))
+
+
+def test_a_negative_prompt_is_refused_where_the_label_would_stay(toy):
+    members = {"base": toy.with_network(toy.BASE, num_classes=5), "sr1": toy.SR}
+    labels = Extras(labels=torch.tensor([3]))
+    with pytest.raises(
+        ConfigError, match=r"'blur' for member base, which has classes(.|\n)*set guidance_scale 1"
+    ):
+        planned(members, SampleOptions(negative="blur"), extras=labels)
+    plain = {"base": {"guidance_scale": 1.0}}
+    planned(members, SampleOptions(negative="blur", members=plain), extras=labels)
+    planned(members, extras=labels)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +202,7 @@ def test_a_negative_prompt_that_nothing_is_guided_by_is_refused(toy, configs):
         ({"images": torch.zeros(1, 2, 4, 4)}, "labels is missing: member sr1 has num_classes 5"),
         ({"labels": torch.tensor([3])}, "images is missing: member sr1 has image_channels 2"),
         ({"labels": torch.tensor([5])}, r"labels, for sr1, has values from 5 to 5, .*\[0, 5\)"),
+        ({"labels": [3]}, "labels, for sr1, is a list, not a torch tensor"),
         ({"labels": torch.tensor([1, 2])}, r"labels, for sr1, is int64 \(2,\), not int64 \(1,\)"),
         ({"images": torch.zeros(1, 3, 4, 4)}, r"images is \(1, 3, 4, 4\), .*\(1, 2, h, w\)"),
         ({"images": torch.full((1, 2, 4, 4), 99.0)}, "images has values from 99 to 99"),

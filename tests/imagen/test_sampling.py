@@ -2,12 +2,13 @@ import dataclasses
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
 from imagen.data.randomness import Purpose, normals
 from imagen.diffusion.samplers import run
-from imagen.diffusion.schedule import alpha_sigma, schedule
+from imagen.diffusion.schedule import alpha_sigma, cosine_logsnr, schedule
 from imagen.diffusion.spacing import path
 from imagen.errors import ConfigError
 from imagen.member import DiffusionConfig, Given, SamplingConfig, loss
@@ -89,6 +90,24 @@ def test_the_lowres_image_has_the_same_statistics_in_training_and_sampling(toy, 
     torch.testing.assert_close(trained.aug, aug)
     assert abs(trained.lowres.mean() - seen.mean()) < 0.025
     assert abs(trained.lowres.std() / seen.std() - 1) < 0.02
+
+
+def test_the_lowres_image_is_clean_at_augmentation_level_0_and_noise_at_1(toy):
+    lowres = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
+    found = {}
+    for level in (0.0, 0.3, 1.0):
+        config = dataclasses.replace(toy.SR, sampling=SamplingConfig(aug_level=level))
+        found[level] = noised_lowres(config, 1, lowres, [3])
+    clean, noisy = (
+        torch.nn.functional.interpolate(z, (16, 16), mode="bilinear", align_corners=False)
+        for z in (lowres, noise([3], Purpose.SAMPLE_AUG + 1, (1, 8, 8)))
+    )
+    torch.testing.assert_close(found[0.0][0], clean, atol=4e-3, rtol=0)  # sigma there is 5.5e-4
+    torch.testing.assert_close(found[1.0][0], noisy, atol=4e-3, rtol=0)
+    assert (found[0.3][0] - clean).abs().max() > 0.1
+    told = torch.cat([toy.logsnr_of(aug) for _, aug in found.values()])
+    wanted = cosine_logsnr(torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64))
+    torch.testing.assert_close(told, wanted, atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m_sde", "dpmpp_2m"])
@@ -178,6 +197,36 @@ def test_options_for_a_member_win_over_options_for_all_which_win_over_defaults()
     assert SampleOptions(aug_level=0.0).resolve("sr1", defaults).aug_level == 0.0
 
 
+def test_any_key_is_set_for_all_members_and_a_member_has_the_last_word():
+    options = SampleOptions(
+        sampling={"spacing": "karras", "guidance_interval": [0.2, 0.9], "steps": 7},
+        members={"sr1": {"spacing": "logsnr"}},
+    )
+    base, sr1 = (options.resolve(name, SamplingConfig()) for name in ("base", "sr1"))
+    assert (base.spacing, base.guidance_interval, base.steps) == ("karras", (0.2, 0.9), 7)
+    assert (sr1.spacing, sr1.guidance_interval, sr1.steps) == ("logsnr", (0.2, 0.9), 7)
+
+
+@pytest.mark.parametrize(
+    ("key", "named", "other"),
+    [("guidance_scale", 2, 3), ("steps", 2, 2), ("sampler", "ddim", "heun"), ("aug_level", 0, 1)],
+)
+def test_one_key_is_not_set_twice_for_all_members(key, named, other):
+    message = rf"`{key}` is set twice for all members: {key} {named!r} and sampling {key} {other!r}"
+    with pytest.raises(ConfigError, match=message + "\n\nhint: leave one"):
+        SampleOptions(**{key: named, "sampling": {key: other}})
+
+
+@pytest.mark.parametrize("nothing", ["", "  \n"])
+def test_an_empty_negative_prompt_is_none(nothing):
+    assert SampleOptions(negative=nothing) == SampleOptions()
+
+
+def test_numbers_of_numpy_are_numbers():
+    options = SampleOptions(steps=np.int64(3), guidance_scale=np.float32(2.0))
+    assert options.resolve("base", SamplingConfig()).steps == 3
+
+
 def test_the_stochasticity_of_one_sampler_is_not_passed_on_to_another():
     defaults = SamplingConfig(sampler="ddim", stochasticity=0.5)
     assert SampleOptions(sampler="dpmpp_2m").resolve("base", defaults).stochasticity is None
@@ -198,6 +247,22 @@ def test_the_stochasticity_of_one_sampler_is_not_passed_on_to_another():
             "options.members.sr1 has an unknown key `stps`\n\nhint: did you mean `steps`",
         ),
         ({"members": {"sr1": {"zzz": 3}}}, "unknown key `zzz`\n\nhint: keys: sampler, steps"),
+        (
+            {"sampling": {"spacig": "time"}},
+            "sampling has an unknown key `spacig`\n\nhint: did you mean `spacing`",
+        ),
+        ({"precision": "fp16"}, "precision 'fp16' is none of fp32, bf16"),
+        ({"steps": "4"}, r"options.steps is '4' \(str\), not a whole number"),
+        ({"steps": 4.0}, r"options.steps is 4.0 \(float\), not a whole number"),
+        ({"steps": True}, r"options.steps is True \(bool\)"),
+        ({"guidance_scale": "3"}, r"options.guidance_scale is '3' \(str\), not a number"),
+        ({"aug_level": [0.1]}, r"options.aug_level is .* \(list\), not a number"),
+        ({"sampler": 3}, r"options.sampler is 3 \(int\), not the name of a sampler"),
+        ({"negative": ["blur"]}, r"options.negative is \['blur'\] \(list\), not one text for all"),
+        ({"last": 1}, r"options.last is 1 \(int\), not a member's name"),
+        ({"sampling": "steps=3"}, r"options.sampling is 'steps=3' \(str\), not a mapping of keys"),
+        ({"members": ["sr1"]}, r"options.members is \['sr1'\] \(list\), not a mapping of members"),
+        ({"members": {"sr1": 3}}, r"options.members.sr1 is 3 \(int\), not a mapping of keys"),
     ],
 )
 def test_options_out_of_range_are_refused(keys, message):

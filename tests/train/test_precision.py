@@ -33,8 +33,8 @@ def losses(config: TrainStageConfig, member: str, steps: int) -> torch.Tensor:
 
 @pytest.mark.slow
 def test_bf16_trains_within_5_percent_of_fp32(helpers, project: str):
-    """Measured (Xeon, torch 2.13): mean loss of the last 50 steps 0.3148 and 0.3147."""
-    network = {"widths": (16, 32), "blocks": (1, 1), "self_attention": (False, True)}
+    """Measured (Xeon, torch 2.13): mean loss of the last 50 steps 0.3117 in both."""
+    network = {"widths": (16, 16), "blocks": (1, 1), "self_attention": (False, True)}
     network["cross_attention"] = (False, True)
     ends = []
     for precision in ("fp32", "bf16"):

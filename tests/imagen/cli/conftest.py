@@ -1,7 +1,6 @@
 """Untrained cascades of random weights, and the `imagen` command run on them."""
 
 import functools
-import io
 import json
 
 import numpy as np
@@ -100,15 +99,3 @@ def record():
             return json.load(file)
 
     return read
-
-
-@pytest.fixture
-def png():
-    """Return the bytes of a picture file of some pixels."""
-
-    def encoded(array, kind="PNG", **options):
-        out = io.BytesIO()
-        Image.fromarray(array).save(out, kind, **options)
-        return out.getvalue()
-
-    return encoded

@@ -3,7 +3,6 @@ import pytest
 import torch
 
 from imagen import cascade
-from imagen.cli.edit import STRENGTH
 from imagen.data.images import to_uint8, to_x0
 
 RNG = np.random.default_rng(0)
@@ -26,23 +25,28 @@ def x0(array):
 
 def test_an_edit_is_what_the_library_makes_of_the_picture(edit, folder, pixels, record):
     assert edit("one", "--seed", "5", "--out", "one.png") == (0, ["one.png"], "")
-    wanted = cascade.Cascade.load(folder).sample(
-        ["one"], [5], edit=cascade.Edit(image=x0(GREY), strength=STRENGTH)
-    )["sr1"]
+    wanted = cascade.Cascade.load(folder).sample(["one"], [5], edit=cascade.Edit(image=x0(GREY)))[
+        "sr1"
+    ]
     assert np.array_equal(pixels("one.png"), to_uint8(wanted)[0, 0].numpy())
     facts = record("one.json")
     assert facts["edit"]["image"]["path"] == "seven.png"
-    assert (facts["edit"]["strength"], facts["edit"]["mask"]) == (STRENGTH, None)
+    assert (facts["edit"]["strength"], facts["edit"]["mask"]) == (0.6, None)
 
 
-def test_a_small_strength_keeps_the_picture_and_the_whole_does_not_know_it(edit, imagen, pixels):
+def test_a_small_strength_keeps_the_picture(edit, pixels):
     far = {}
-    for strength in ("0.001", "0.3", "1"):
+    for strength in ("0.001", "0.3"):
         edit("x", "--strength", strength, "--out", f"{strength}.png")
         far[strength] = np.abs(pixels(f"{strength}.png").astype(int) - GREY).mean()
     assert far["0.001"] < 5 < far["0.3"]
-    imagen("sample", "x", "--out", "plain.png")
-    assert np.array_equal(pixels("1.png"), pixels("plain.png"))
+
+
+def test_without_a_strength_the_picture_counts(edit, imagen, tmp_path, png, pixels):
+    edit("x", "--out", "a.png")
+    (tmp_path / "other.png").write_bytes(png(255 - GREY))
+    imagen("edit", "other.png", "x", "--out", "b.png")
+    assert not np.array_equal(pixels("a.png"), pixels("b.png"))
 
 
 def test_variations_differ_by_their_seeds(edit, pixels):
@@ -58,7 +62,8 @@ def test_a_mask_keeps_exactly_what_is_black_and_paints_what_is_white(edit, pixel
     assert (pixels("a.png")[painted] != GREY[painted]).mean() > 0.9
     facts = record("a.json")["edit"]
     assert (facts["strength"], facts["mask"]["path"]) == (1.0, "mask.png")
-    assert facts["resample"] >= 1
+    assert facts["resample"] == 4
+    assert not {"sampler", "stochasticity"} & record("a.json")["sampling"]["sr1"].keys()
 
 
 def test_the_record_knows_picture_and_mask_by_their_content(edit, tmp_path, record):
@@ -78,7 +83,12 @@ def test_an_edit_is_made_again_from_its_record_alone(edit, imagen, pixels, recor
     words = [done["image"]["path"], image["prompt"], "--seed", str(image["seed"])]
     words += ["--strength", str(done["strength"])]
     words += ["--mask", done["mask"]["path"]] if done["mask"] else []
-    words += [f"--set={name}.steps={keys['steps']}" for name, keys in facts["sampling"].items()]
+    words += [
+        f"--set={member}.{key}={'null' if value is None else value}"
+        for member, keys in facts["sampling"].items()
+        for key, value in keys.items()
+        if key != "size"
+    ]
     assert imagen("edit", *words, "--out", "b.png")[0] == 0
     assert np.array_equal(pixels("a.png"), pixels("b.png"))
 
@@ -104,6 +114,7 @@ def test_an_edit_may_stop_at_a_smaller_member(edit, folder, pixels):
         (["x", "--strength", "0"], "--strength 0 is not in (0, 1]\n\nhint: 1 starts from noise"),
         (["x", "--strength", "1.5"], "--strength 1.5 is not in (0, 1]"),
         (["x", "--strength", "nan"], "--strength nan is not in (0, 1]"),
+        (["x", "--strength", "1"], "--strength 1 without --mask starts from noise alone"),
         (["x", "--mask", "no.png"], "picture `no.png` does not exist"),
         ([], "no prompt was given"),
     ],

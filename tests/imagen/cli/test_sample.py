@@ -23,6 +23,8 @@ def test_one_prompt_makes_one_picture_of_exact_pixels_and_its_provenance(
     assert facts["images"] == [{"prompt": "seven", "seed": 5}]
     assert facts["sampling"]["base"]["steps"] == 3
     assert facts["sampling"]["sr1"].keys() == {"size", *KEYS}
+    assert facts["sampling"]["base"].keys() == {"size", *KEYS} - {"aug_level"}
+    assert facts["precision"] == "fp32"
     assert (facts["edit"], facts["negative"]) == (None, None)
     assert facts["cascade_path"] == folder
     assert facts["cascade"]["fingerprint"] == cascade.Cascade.load(folder).fingerprint
@@ -90,6 +92,20 @@ def test_members_are_shown_side_by_side(sample, pixels):
         ),
         (["--set", "base.threshold=static"], {"base": {"threshold": "static"}}),
         (
+            [
+                "--set",
+                "spacing=karras",
+                "--set",
+                "sr1.spacing=logsnr",
+                "--set",
+                "threshold_cap=1.5",
+            ],
+            {
+                "base": {"spacing": "karras", "threshold_cap": 1.5},
+                "sr1": {"spacing": "logsnr", "threshold_cap": 1.5},
+            },
+        ),
+        (
             ["--sampler", "ddpm", "--set", "base.stochasticity=1"],
             {"base": {"stochasticity": 1, "sampler": "ddpm"}, "sr1": {"stochasticity": None}},
         ),
@@ -103,6 +119,22 @@ def test_options_reach_the_sampler_and_the_record(sample, pixels, record, words,
     for member, keys in sampled.items():
         assert record("b.json")["sampling"][member].items() >= keys.items()
     assert record("b.json")["negative"] == ("six" if "--negative" in words else None)
+
+
+def test_bf16_is_chosen_and_recorded(sample, pixels, record):
+    for precision in ("fp32", "bf16"):
+        name = f"{precision}.png"
+        assert sample("seven", "--precision", precision, "--out", name)[0] == 0
+        assert record(f"{precision}.json")["precision"] == precision
+    difference = np.abs(pixels("fp32.png").astype(int) - pixels("bf16.png"))
+    assert 0 < difference.mean() < 10
+
+
+def test_an_empty_negative_prompt_is_recorded_as_none(sample, pixels, record):
+    sample("seven", "--negative", "", "--out", "a.png")
+    sample("seven", "--out", "b.png")
+    assert record("a.json")["negative"] is None
+    assert np.array_equal(pixels("a.png"), pixels("b.png"))
 
 
 def test_every_sampler_draws(sample, pixels):
@@ -173,8 +205,11 @@ def test_nothing_is_overwritten_unless_told_and_nothing_is_sampled(sample, tmp_p
         (["x", "--aug-level", "2"], "error: aug_level 2.0 is not in [0, 1]"),
         (["--prompts", "no.txt"], "error: prompts file `no.txt` does not exist"),
         (["x", "--out", "a.jpg"], "error: --out a.jpg ends in .jpg, pictures are written as PNG"),
-        (["x", "--set", "base.steps"], "error: --set base.steps is not of the form MEMBER.KEY="),
-        (["x", "--set", "steps=1"], "error: --set steps=1 is not of the form MEMBER.KEY=VALUE"),
+        (["x", "--set", "base.steps"], "error: --set base.steps is not of the form KEY=VALUE or"),
+        (["x", "--set", "base.=1"], "error: --set base.=1 is not of the form KEY=VALUE or MEMBER"),
+        (["x", "--set", ".steps=1"], "error: --set .steps=1 is not of the form KEY=VALUE or"),
+        (["x", "--set", "stepz=1"], "error: --set stepz=1: members have no sampling key `stepz`"),
+        (["x", "--steps", "2", "--set", "steps=1"], "error: `steps` is set twice for all members"),
         (["x", "--set", "base.stepz=1"],
          "error: --set base.stepz=1: members have no sampling key `stepz`\n\nhint: did you mean"),
         (["x", "--set", "base.q=1"],
@@ -197,6 +232,9 @@ def test_errors_of_a_user_are_told_before_anything_is_loaded(sample, words, mess
         (["--set", "sr1.steps=many"], "sampling of sr1: `steps`: Input should be a valid integer"),
         (["--set", "sr1.stochasticity=1"], "sampling of sr1: `(top level)`: stochasticity 1"),
         (["--guidance-scale", "1", "--negative", "x"], "negative prompt 'x' has no effect"),
+        (["--until", "base", "--set", "sr1.steps=2"], "options.members.sr1 has no effect: only"),
+        (["--set", "base.aug_level=0.2"], "aug_level 0.2 has no effect on base, which has no low"),
+        (["--set", "threshold=hard"], "sampling of base: `threshold`: Input should be 'dynamic'"),
     ],
 )
 def test_what_a_cascade_cannot_do_is_told_before_its_weights_are_read(

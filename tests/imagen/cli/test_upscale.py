@@ -81,4 +81,4 @@ def test_a_picture_below_the_input_size_is_refused(imagen, tmp_path, png):
 def test_an_augmentation_level_without_effect_is_refused(upscale, imagen):
     code, _, err = imagen("sample", "x", "--until", "base", "--aug-level", "0.3", "--out", "a.png")
     assert code == 2
-    assert err.startswith("error: --aug-level 0.3 has no effect: only base runs")
+    assert err.startswith("error: aug_level 0.3 has no effect on base, which has no low-resol")

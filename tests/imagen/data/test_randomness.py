@@ -1,5 +1,8 @@
+import threading
+
 import numpy as np
 import pytest
+import torch
 
 from imagen.data.randomness import Purpose, normals, strata, threefry, uniforms
 
@@ -47,6 +50,36 @@ def test_a_draw_depends_on_seed_purpose_and_position_only():
 
 def test_a_draw_larger_than_a_chunk_has_the_same_beginning():
     assert (normals(0, 0, [1], 100_001)[0, :10] == normals(0, 0, [1], 10)[0]).all()
+
+
+@pytest.mark.parametrize(("rows", "count"), [(1, 300_001), (40, 3 * 64 * 64), (3, 70_000)])
+def test_normals_are_the_same_bits_whatever_number_of_threads_draws_them(rows, count):
+    before, drawn = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            drawn.append(normals(7, Purpose.NOISE, np.arange(rows), count))
+    finally:
+        torch.set_num_threads(before)
+    assert (drawn[0] == drawn[1]).all()
+    assert (drawn[0] == drawn[2]).all()
+
+
+def test_threads_pass_their_errors_on_and_end_with_the_draw(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    before = threading.active_count()
+    with pytest.raises(AssertionError, match=r"positions are below 2\^48"):
+        normals(0, Purpose.NOISE, [0, 2**50], 300_000)
+    normals(0, Purpose.NOISE, [0, 1], 300_000)
+    assert threading.active_count() == before
+
+
+def test_small_draws_start_no_thread(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(threading.Thread, "start", None)
+    normals(0, Purpose.NOISE, [0], 3 * 64 * 64)
+    with pytest.raises(TypeError):
+        normals(0, Purpose.NOISE, [0], 300_000)
 
 
 def test_normals_are_normal():

@@ -25,6 +25,23 @@ def test_shift_out_of_range_is_refused(shift):
         DiffusionConfig(logsnr_shift=shift)
 
 
+@pytest.mark.parametrize("weighting", ["min_snr", "edm", "sigmoid", "v"])
+@pytest.mark.parametrize("loss", ["l1", "huber"])
+def test_weights_of_squared_errors_are_refused_with_other_losses(loss, weighting):
+    message = rf"weighting '{weighting}' with loss '{loss}': .* squared [\s\S]*hint: take loss l2"
+    with pytest.raises(ConfigError, match=message):
+        DiffusionConfig(loss=loss, weighting=weighting)
+    DiffusionConfig(loss=loss)
+    DiffusionConfig(weighting=weighting)
+
+
+@pytest.mark.parametrize("name", ["cosine", "rectified"])
+def test_lognormal_times_are_refused_where_sampling_starts_at_levels_never_trained(name):
+    message = rf"times 'lognormal' with schedule '{name}': [\s\S]*hint: take schedule edm or linear"
+    with pytest.raises(ConfigError, match=message):
+        DiffusionConfig(schedule=name, times="lognormal")
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

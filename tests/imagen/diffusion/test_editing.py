@@ -1,6 +1,7 @@
 """Editing: noise levels exactly, harmony against the conditional mean of a Gaussian."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -45,25 +46,38 @@ def test_the_known_part_has_exactly_the_level_that_the_denoiser_is_told(
     levels = path(schedule(SCHEDULES[name]), 6, "karras" if name == "edm" else "time")
     repaint(denoise, noise(99), levels, known, MASK, noise=tell, resample=resample)
     assert asked == [level for level in levels[:-2] for _ in range(resample)] + [levels[-2]]
+    assert len(drawn) == len(asked), "one draw serves what is known and what is painted"
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_what_is_painted_has_the_level_that_the_denoiser_is_told(name, gaussian, normals):
-    """Of data of one value, known to the denoiser, the painted part is alpha x0 + sigma eps."""
-    noise, told = normals(3, (4000, 1, 1, 2)), []
-    x0 = torch.full((1, 1, 1, 2), 0.5, dtype=torch.float64)
+def test_what_is_painted_has_exactly_the_level_that_the_denoiser_is_told(name):
+    """Of data of one value, known to the denoiser, all is alpha x0 + sigma eps.
+
+    Then eps is linear in the draws: from unit draws its variance and covariances are read off.
+    """
+    x0, told = torch.full((1, 1, 1, 2), 0.5, dtype=torch.float64), []
+    levels = path(schedule(SCHEDULES[name]), 8, "logsnr")
+    draws = 1 + 3 * 7 + 1  # the start, three calls in each step but the last, one there
+    units = torch.eye(2 * draws, dtype=torch.float64)
+    units = torch.cat([torch.zeros_like(units[:1]), units]).view(-1, draws, 1, 1, 2)
 
     def denoise(xt, logsnr):
         alpha = math.sqrt(1 / (1 + math.exp(-logsnr))) if logsnr > -100 else 0.0
-        eps = (xt - alpha * x0)[..., 1] / math.sqrt(1 - alpha**2)
-        told.append((eps.mean().item(), eps.std().item()))
+        told.append((xt - alpha * x0).flatten(1) / math.sqrt(1 - alpha**2))
         return x0.expand_as(xt)
 
-    levels = path(schedule(SCHEDULES[name]), 8, "logsnr")
-    repaint(denoise, noise(999), levels, x0, MASK, noise=noise, resample=2)
-    for mean, std in told:  # within four standard errors
-        assert mean == pytest.approx(0, abs=0.065)
-        assert std == pytest.approx(1, abs=0.045)
+    start = noised(x0, levels[0], units[:, 0])
+    repaint(denoise, start, levels, x0, MASK, noise=lambda i: units[:, i + 1], resample=3)
+    assert len(told) == draws - 1
+    for eps in told:
+        torch.testing.assert_close(eps[0], torch.zeros(2).double(), atol=1e-9, rtol=0)
+        torch.testing.assert_close(eps.T @ eps, torch.eye(2).double(), atol=1e-9, rtol=0)
+    for i, (now, then) in enumerate(pairwise(levels[:-1])):
+        # to the next level and back: each way keeps sqrt(SNR now / SNR then) of the noise
+        again = (told[3 * i][:, 1] * told[3 * i + 1][:, 1]).sum().item()
+        onward = (told[3 * i + 2][:, 1] * told[3 * i + 3][:, 1]).sum().item()
+        assert again == pytest.approx(math.exp(now - then), abs=1e-9)
+        assert onward == pytest.approx(math.exp((now - then) / 2), abs=1e-9)
 
 
 def test_the_result_keeps_the_known_part_and_counts_its_steps(gaussian, normals):

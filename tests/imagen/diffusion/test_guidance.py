@@ -104,6 +104,33 @@ def test_dynamic_threshold_by_hand(percentile, cap, expected):
     assert out == pytest.approx(expected, abs=1e-12)
 
 
+SHAPES = [(1, 1, 1, 1), (2, 1, 1, 2), (3, 3, 5, 7), (2, 3, 64, 64), (1, 3, 256, 256)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("percentile", [0.01, 0.5, 0.9, 0.995, 1.0])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_dynamic_threshold_divides_by_the_quantile_that_torch_sorts_for(shape, percentile, dtype):
+    generator = torch.Generator().manual_seed(0)
+    # all beyond 1, so that the quantile shows, and rounded, so that many are equal
+    x0 = 1.5 + torch.randn(shape, generator=generator, dtype=torch.float64).abs()
+    x0 = (x0 * 64).round().div(64).to(dtype)
+    s = torch.quantile(x0.double().flatten(1), percentile, dim=1)[:, None, None, None]
+    out = dynamic_threshold(x0, percentile)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.double(), x0.double().clamp(max=s) / s, atol=1e-6, rtol=0)
+
+
+@pytest.mark.slow
+def test_dynamic_threshold_takes_images_that_are_too_large_for_torchs_quantile():
+    n = 4 * 2049 * 2049  # above 2^24
+    x0 = 1 + torch.arange(n, dtype=torch.float64).flip(0).view(1, 4, 2049, 2049) / n
+    with pytest.raises(RuntimeError, match="too large"):
+        torch.quantile(x0.flatten(1), 0.995, dim=1)
+    s = 1 + 0.995 * (n - 1) / n
+    torch.testing.assert_close(dynamic_threshold(x0, 0.995), x0.clamp(max=s) / s)
+
+
 def test_threshold_leaves_images_in_range_as_they_are(images):
     x0 = images[0].clamp(-1, 1)
     assert torch.equal(dynamic_threshold(x0, 0.995), x0)

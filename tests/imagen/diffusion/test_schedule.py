@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from imagen.diffusion.config import DiffusionConfig
+from imagen.diffusion.config import LOGNORMAL_SCHEDULES, DiffusionConfig
 from imagen.diffusion.schedule import (
     LOGSNR_MAX,
     alpha_sigma,
@@ -124,7 +124,7 @@ def test_uniform_training_times_are_those_of_the_schedule(name):
 
 def test_lognormal_training_times_are_edms_distribution_of_sigma():
     t = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000  # as stratified draws are
-    log_sigma = -train_logsnr(DiffusionConfig(times="lognormal"), t) / 2
+    log_sigma = -train_logsnr(DiffusionConfig(schedule="edm", times="lognormal"), t) / 2
     # quantiles of N(-1.2, 1.2^2); 0.6745 and 1.2816 are those of N(0, 1) at 3/4 and 9/10
     for share, quantile in ((0.5, 0.0), (0.75, 0.67449), (0.25, -0.67449), (0.9, 1.28155)):
         at = torch.quantile(log_sigma, share).item()
@@ -136,9 +136,19 @@ def test_lognormal_training_times_are_edms_distribution_of_sigma():
 
 def test_lognormal_training_times_move_with_the_shift():
     t = torch.tensor([0.3], dtype=torch.float64)
-    plain = train_logsnr(DiffusionConfig(times="lognormal"), t)
-    shifted = train_logsnr(DiffusionConfig(times="lognormal", logsnr_shift=-2.0), t)
+    edm = {"schedule": "edm", "times": "lognormal"}
+    plain = train_logsnr(DiffusionConfig(**edm), t)
+    shifted = train_logsnr(DiffusionConfig(**edm, logsnr_shift=-2.0), t)
     torch.testing.assert_close(shifted, plain - 2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lognormal_training_is_allowed_where_it_reaches_the_level_that_sampling_starts_at(name):
+    """EDM's own schedule starts 4.65 deviations from the mean of log(sigma / alpha)."""
+    start = schedule(DiffusionConfig(schedule=name))(torch.ones(1, dtype=torch.float64)).item()
+    deviations = (-start / 2 + 1.2) / 1.2
+    assert (deviations < 5.5) == (name in LOGNORMAL_SCHEDULES)
+    assert (deviations > 7) == (name not in LOGNORMAL_SCHEDULES)
 
 
 def test_zero_terminal_snr_is_refused_where_it_cannot_be_learnt():

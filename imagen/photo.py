@@ -1,4 +1,4 @@
-"""Pictures that a person gives: read, made upright, cut to the members' aspect ratio, scaled."""
+"""Picture files that a person gives: read, upright, cut to the members' aspect ratio, scaled."""
 
 import hashlib
 import io
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Photo:
     """A picture file that was read."""
 
     path: str
@@ -43,16 +43,16 @@ class Picture:
         return height, width
 
 
-def read(path: str) -> Picture:
+def read(path: str) -> Photo:
     """Return the picture file at a path or URL. Raises ConfigError when there is none."""
     if not storage.exists(path):
         raise ConfigError(f"picture `{path}` does not exist")
-    picture = Picture(path, storage.get(path))
+    picture = Photo(path, storage.get(path))
     _ = picture.size  # unreadable: told now
     return picture
 
 
-def image(picture: Picture, shape: tuple[int, int], channels: int) -> "torch.Tensor":
+def image(picture: Photo, shape: tuple[int, int], channels: int) -> "torch.Tensor":
     """Return x0 (1, c, h, w) of a picture: centre cut, on white, scaled down to `shape` (h, w).
 
     Raises ConfigError when it is smaller than that: pictures are never enlarged.
@@ -64,12 +64,12 @@ def image(picture: Picture, shape: tuple[int, int], channels: int) -> "torch.Ten
     if channels not in CHANNELS:
         raise ConfigError(
             f"the cascade draws {channels} channels, picture files have 1 or 3",
-            "edit with the library: imagen.cascade.Cascade.sample(edit=Edit(...))",
+            "give the edit a tensor: imagen.Edit(image=...)",
         )
     return to_x0(torch.tensor(_pixels(picture, shape, channels)[None]))
 
 
-def mask(picture: Picture, of: Picture, shape: tuple[int, int]) -> "torch.Tensor":
+def mask(picture: Photo, of: Photo, shape: tuple[int, int]) -> "torch.Tensor":
     """Return a mask (1, 1, h, w) at `shape`, 1 where white: cut as the picture `of` it is for.
 
     A pixel that covers any white is 1. Raises ConfigError when it does not fit the picture.
@@ -94,7 +94,7 @@ def mask(picture: Picture, of: Picture, shape: tuple[int, int]) -> "torch.Tensor
     return functional.adaptive_max_pool2d(white.float(), shape)
 
 
-def _pixels(picture: Picture, shape: tuple[int, int], channels: int) -> npt.NDArray[np.uint8]:
+def _pixels(picture: Photo, shape: tuple[int, int], channels: int) -> npt.NDArray[np.uint8]:
     from imagen.data.images import decode
 
     try:
@@ -102,8 +102,8 @@ def _pixels(picture: Picture, shape: tuple[int, int], channels: int) -> npt.NDAr
     except ShardError as err:
         raise ConfigError(
             f"picture `{picture.path}`: {err.message}",
-            "pictures are never enlarged: give a larger one, or a smaller member (edit: --until, "
-            "upscale: --from)",
+            "pictures are never enlarged: give a larger one, or a smaller member (edit: last or "
+            "--until; upscale: first or --from)",
         ) from err
 
 

@@ -16,7 +16,7 @@ pytestmark = [
 ]
 
 NAMES = ["BASE", "SR", "ALL", "BARE"]
-GPU = torch.device('cpu')
+GPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)

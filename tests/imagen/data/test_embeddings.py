@@ -100,7 +100,8 @@ def test_embeddings_of_another_encoder_are_refused_and_listed(data, tmp_path):
     publish(tmp_path / "emb", data, replace(TEXT, max_tokens=64), "other")
     with pytest.raises(
         ShardError,
-        match=r"holds embeddings of another encoder: other: tiny-t5 \(max_tokens 64, float32, cleaning light\); "
+        match=r"holds embeddings of another encoder: other: tiny-t5 "
+        r"\(max_tokens 64, float32, cleaning light\); "
         r"the config wants tiny-t5 \(max_tokens 128, float32, cleaning light\)",
     ):
         EmbeddingSet.find(str(tmp_path / "emb"), TEXT, data)

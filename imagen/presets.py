@@ -8,8 +8,8 @@ head (8 heads in the super-resolution members), schedules, dropout 0. The paper 
 - `base64`, 2.03 B: it adapts Dhariwal & Nichol's U-Net, which has attention after each residual
   block and in the middle; so here 3 layers of attention end a level with 3 blocks. `cond_dim` is
   theirs, 4 times the narrowest width. Text enters its attention levels twice, joined to
-  self-attention and by cross-attention (205 M); the paper joins it there only. Their up path has one
-  block more in each level and resamples in residual blocks, where we use one convolution.
+  self-attention and by cross-attention (205 M); the paper joins it there only. Their up path has
+  one block more in each level and resamples in residual blocks, where we use one convolution.
 - `sr256`, 589 M: as App. F.2.
 - `sr1024`, 424 M: App. F.3 asks for the blocks of `sr256`, 2-4-8-8. That is 400 M only if skips
   enter a level once and are added; here each block sees its own, joined to its channels, which

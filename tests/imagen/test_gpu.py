@@ -41,7 +41,7 @@ def moved(values, device=GPU):
 
 
 def gradients(net, member, batch):
-    """Return losses (b,) and the gradient of their sum, all parameters in one vector, on the CPU."""
+    """Return losses (b,) and the gradient of their sum: all parameters, one vector, on the CPU."""
     net.zero_grad()
     losses = loss(net, member, batch)
     losses.sum().backward()

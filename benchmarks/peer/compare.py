@@ -26,10 +26,10 @@ MIB = 2**20
 class Worker:
     """A process that measures one system."""
 
-    def __init__(self, name: str, python: Path) -> None:
+    def __init__(self, name: str, python: Path, **variables: str) -> None:
         root = str(HERE.parents[1])
         # threads that wait without spinning keep CPU time a measure of work
-        env = {**os.environ, "PYTHONPATH": root, "OMP_WAIT_POLICY": "passive"}
+        env = {**os.environ, "PYTHONPATH": root, "OMP_WAIT_POLICY": "passive", **variables}
         command = [str(python), "-W", "ignore", str(HERE / "worker.py"), name]
         pipe = subprocess.PIPE
         self.name = name
@@ -78,10 +78,9 @@ def measure(case: Case, what: str, args: argparse.Namespace) -> dict[str, Result
     start = {"what": what, "case": case.json(), "threads": args.threads, "device": args.device}
     begun = [w.ask(do="start", compile=args.compile, **start) for w in workers]
     rounds = [[w.ask(do="step") for w in workers] for _ in range(args.rounds + 2)][2:]
-    ends = []
     for worker in workers:
-        ends.append(worker.ask(do="end"))
         worker.close()
+    ends = [_memory_and_flop(name, python, start) for name, python in names.items()]
     return {
         worker.name: Result(
             params=begun[i]["params"],
@@ -93,6 +92,17 @@ def measure(case: Case, what: str, args: argparse.Namespace) -> dict[str, Result
         )
         for i, worker in enumerate(workers)
     }
+
+
+def _memory_and_flop(name: str, python: Path, start: dict[str, Any]) -> dict[str, Any]:
+    # a process of its own, whose allocator gives memory back at once: no holes are counted
+    worker = Worker(name, python, MALLOC_MMAP_THRESHOLD_="1000000")
+    worker.ask(do="start", compile=False, **start)
+    for _ in range(2):
+        worker.ask(do="step")
+    found = worker.ask(do="end")
+    worker.close()
+    return found
 
 
 def _ratio(results: dict[str, Result], key: str) -> float:

@@ -90,6 +90,7 @@ def test_a_network_trains_in_bf16_and_its_gradients_are_near_those_in_fp32(toy, 
     assert near(half_grads, grads, 0.15)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_a_training_step_never_waits_for_the_gpu(toy):
     net, batch = toy.awake(toy.ALL).to(GPU), moved(toy.train_batch(toy.ALL))
     loss(net, toy.ALL, batch).sum().backward()  # what is set up once may wait

@@ -37,7 +37,8 @@ def assemble(
     for name, source in snapshots.items():
         body = manifest.read(storage.join(source, snapshot.MANIFEST), "snapshot", CheckpointError)
         trained_with = body["provenance"].get("encoder_fingerprint")
-        if trained_with != encoder_fingerprint:
+        takes_text = body["config"]["network"]["text_dim"] > 0
+        if takes_text and trained_with != encoder_fingerprint:
             raise CheckpointError(
                 f"snapshot `{source}` was trained with encoder {trained_with}, not with "
                 f"{encoder_fingerprint} ({text.encoder})",

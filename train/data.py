@@ -74,14 +74,13 @@ class Draws:
     caption_drop: float
     crop_px: int = 0
     self_conditioning: bool = False
-    text: bool = True
 
 
 class Samples(Dataset):
     """Samples of a run by position; `__getitems__` makes a whole microbatch at once."""
 
     def __init__(
-        self, prepared: Prepared, embeddings: EmbeddingSet, order: Order, draws: Draws
+        self, prepared: Prepared, embeddings: EmbeddingSet | None, order: Order, draws: Draws
     ) -> None:
         self.prepared, self.embeddings, self.order, self.draws = prepared, embeddings, order, draws
         self._decoded: dict[tuple[int, int], Planes] = {}
@@ -120,7 +119,7 @@ class Samples(Dataset):
         )
 
     def _text(self, shards: list[int], rows: list[int]) -> dict[str, Any]:
-        if not self.draws.text:
+        if self.embeddings is None:
             return {"tokens": None, "lengths": None}
         tokens = [self.embeddings.tokens(s, r) for s, r in zip(shards, rows, strict=True)]
         lengths = torch.tensor([len(t) for t in tokens])

@@ -51,19 +51,23 @@ class Inputs:
     """The data of a run and its order."""
 
     prepared: Prepared
-    embeddings: EmbeddingSet
+    embeddings: EmbeddingSet | None
+    """None: the member takes no text."""
     order: Order
     identity: dict[str, Any]
 
     @classmethod
     def open(cls, config: TrainStageConfig, member: str) -> "Inputs":
         """Open the data of a member. Raises ShardError, ConfigError."""
-        train = config.of(member)
+        train, network = config.of(member), config.members[member].network
         prepared = Prepared.open(config.index, CACHE)
-        embeddings = EmbeddingSet.find(config.embeddings, config.text, prepared, CACHE)
+        embeddings = None
+        if network.text_dim:
+            embeddings = EmbeddingSet.find(config.embeddings, config.text, prepared, CACHE)
+        encoder = None if embeddings is None else embeddings.fingerprint
         sizes = [shard.train for shard in prepared.shards]
         order = Order(sizes, config.seed, train.lanes, train.window, train.global_batch)
-        identity = rundir.identity(config, member, prepared.fingerprint, embeddings.fingerprint)
+        identity = rundir.identity(config, member, prepared.fingerprint, encoder)
         return cls(prepared, embeddings, order, identity)
 
     def samples(self, config: TrainStageConfig, member: str) -> data.Samples:
@@ -77,6 +81,5 @@ class Inputs:
             caption_drop=train.caption_drop,
             crop_px=train.crop_px,
             self_conditioning=network.self_conditioning,
-            text=network.text_dim > 0,
         )
         return data.Samples(self.prepared, self.embeddings, self.order, draws)

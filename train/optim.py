@@ -11,7 +11,10 @@ STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
 def build(net: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Return AdamW; biases, gains and other vectors are not decayed."""
+    """Return AdamW; biases, gains and other vectors are not decayed.
+
+    All else is, learned embeddings (null text, latents, labels) included.
+    """
     matrices = [p for p in net.parameters() if p.ndim > 1]
     vectors = [p for p in net.parameters() if p.ndim <= 1]
     groups = [

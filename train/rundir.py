@@ -32,11 +32,19 @@ FREE = (
     *("workers", "loader_workers", "microbatch", "compile", "checkpoint_levels"),
     *("checkpoint_every", "snapshot_every", "log_every"),
 )
-"""Keys of TrainConfig that leave the weights alone, up to the order in which floats are added."""
+"""Keys of TrainConfig that leave the weights alone, up to the order in which floats are added.
+
+Dropout above 0 is an exception: its draws follow the cut into microbatches, and the compiler.
+"""
 
 
-def identity(config: TrainStageConfig, member: str, data: str, encoder: str) -> dict[str, Any]:
-    """Return what may not change while a run goes on, by the name a person knows it by."""
+def identity(
+    config: TrainStageConfig, member: str, data: str, encoder: str | None
+) -> dict[str, Any]:
+    """Return what may not change while a run goes on, by the name a person knows it by.
+
+    `data` and `encoder` are fingerprints; a member without text has no encoder.
+    """
     train, previous = config.of(member), config.previous_shape(member)
     return {
         "seed": config.seed,

@@ -63,7 +63,7 @@ def check(config: TrainStageConfig, member: str) -> Inputs:
     """Return the inputs of a run that can start or go on. Raises ImagenError with the reason."""
     train, network = config.of(member), config.members[member].network
     inputs = Inputs.open(config, member)
-    if network.text_dim not in (0, inputs.embeddings.dim):
+    if inputs.embeddings is not None and network.text_dim != inputs.embeddings.dim:
         raise ConfigError(
             f"members.{member}.network.text_dim is {network.text_dim}, the embeddings in "
             f"`{inputs.embeddings.folder}` are {inputs.embeddings.dim} wide",
@@ -125,7 +125,7 @@ def describe(config: TrainStageConfig, member: str) -> str:
         f"pictures          {_pictures(config, member)}, {train.precision}",
         f"data              {order.samples:,} training samples in {len(order.shard_sizes)} shards, "
         f"fingerprint {inputs.prepared.fingerprint}",
-        f"embeddings        {inputs.embeddings.folder}, {inputs.embeddings.dim} wide",
+        f"embeddings        {_embeddings(inputs)}",
         f"an epoch          {order.steps_per_epoch:,} steps; "
         f"{order.samples - order.steps_per_epoch * train.global_batch} samples left out, "
         "others each time",
@@ -135,6 +135,12 @@ def describe(config: TrainStageConfig, member: str) -> str:
         "batches           " + "\n                  ".join(_batches(config, member)),
     ]
     return "\n".join(lines)
+
+
+def _embeddings(inputs: Inputs) -> str:
+    if inputs.embeddings is None:
+        return "none: the network takes no text"
+    return f"{inputs.embeddings.folder}, {inputs.embeddings.dim} wide"
 
 
 def _pictures(config: TrainStageConfig, member: str) -> str:

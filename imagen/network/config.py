@@ -154,15 +154,16 @@ class UNetConfig:
 
     def _idle(self) -> Iterator[str]:
         levels = range(len(self.widths))
-        joins = self.text_in_self_attention and any(
-            (self.middle_attention, *self.self_attention, *self.linear_levels)
-        )
+        within = any((self.middle_attention, *self.self_attention, *self.linear_levels))
+        joins = self.text_in_self_attention and within
         if any(
             both := [s and n for s, n in zip(self.self_attention, self.linear_levels, strict=True)]
         ):
             yield f"linear_attention at level {both.index(True)}, which has self_attention already"
         if not self.text_dim and any(self.cross_attention):
             yield "cross_attention without text (text_dim 0)"
+        if not self.text_in_self_attention and not (self.text_dim and within):
+            yield "text_in_self_attention false without text or without self-attention"
         if self.text_latents and not (self.text_dim and (any(self.cross_attention) or joins)):
             yield f"text_latents {self.text_latents} where no attention sees text"
         if not any(self._attends(level) for level in levels):

@@ -12,12 +12,23 @@ import unicodedata
 from typing import Literal
 
 Cleaning = Literal["light", "none", "web"]
-VERSIONS: dict[str, int | str] = {"light": 1, "none": "none", "web": "web/1"}
+VERSIONS: dict[str, int | str] = {"light": 1, "none": "none", "web": "web/2"}
 """Part of an encoder's fingerprint; raise one when what that cleaning does changes."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b\ufeff]+")
 _PERSON = re.compile("<person>", re.IGNORECASE)
-_TAG = re.compile(r"<!--.*?-->|<[/!?]?[a-zA-Z][^<>]*>", re.DOTALL)
+_ENTITY = re.compile(r"&(?:#\d+|#x[0-9a-f]+|[a-z][a-z0-9]*);", re.IGNORECASE)
+"""With its semicolon: without one `R&D` and `?a=1&copy=2` would be entities as well."""
+_ELEMENTS = (
+    "a|abbr|b|big|blockquote|body|br|center|cite|code|dd|del|div|dl|dt|em|font|h[1-6]|hr|html|i|"
+    "iframe|img|input|ins|li|nobr|ol|p|pre|q|s|script|small|span|strike|strong|style|sub|sup|table|"
+    "tbody|td|th|thead|tr|tt|u|ul|var|wbr"
+)
+_TAG = re.compile(
+    rf"""<!--.*?-->|</?(?:{_ELEMENTS})(?:\s+[\w:-]+\s*=\s*(?:"[^"]*"|'[^']*'|[^\s"'<>]+))*\s*/?>""",
+    re.DOTALL | re.IGNORECASE,
+)
+"""Of elements that stand in alt texts: `vector<int>`, `<smiling>` and `a<b and c>d` are text."""
 _URL = re.compile(r"\b(?:https?://|www\.)[^\s<>\"'()\[\]]+", re.IGNORECASE)
 _FILE = re.compile(r"([^\s/\\]+)\.(?:jpe?g|png|gif|webp|bmp|tiff?|svg)", re.IGNORECASE)
 _CAMERA = re.compile(r"(?:img|dsc[nf]?|pict)[-_ ]?\d{3,}[-_\d]*|[\W\d_]*", re.IGNORECASE)
@@ -45,7 +56,7 @@ def _light(caption: str) -> str:
 
 
 def _web(caption: str) -> str:
-    text = _PERSON.sub("person", html.unescape(caption))
+    text = _PERSON.sub("person", _ENTITY.sub(lambda e: html.unescape(e[0]), caption))
     text = _light(_URL.sub(" ", _TAG.sub(" ", text)))
     file = _FILE.fullmatch(text)
     stem = text if file is None else file[1]

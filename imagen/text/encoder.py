@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from imagen.errors import ConfigError
 from imagen.manifest import fingerprint
 from imagen.text import clean, hf, plan, tiny_t5, tokens
 from imagen.text.config import TINY_T5, TextConfig
@@ -70,11 +71,21 @@ class TextEncoder:
         ids = torch.zeros((len(rows), int(lengths.max())), dtype=torch.int64)
         for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(row)
+        self._check(ids)
         mask = torch.arange(ids.shape[1]) < lengths[:, None]
         with torch.inference_mode():
             output = self._model(input_ids=ids.to(device), attention_mask=mask.to(device))
         wanted = torch.float16 if dtype is np.float16 else torch.float32
         return output.last_hidden_state.to(wanted).cpu().numpy()
+
+    def _check(self, ids: "torch.Tensor") -> None:
+        rows, largest = int(self._model.config.vocab_size), int(ids.max())  # type: ignore[union-attr]
+        if largest >= rows:
+            raise ConfigError(
+                f"text.encoder `{self.text.encoder}`: its tokenizer gives id {largest}, its "
+                f"weights have {rows} embeddings",
+                "tokenizer and weights are of different models: save both together",
+            )
 
 
 def encoder_fingerprint(text: TextConfig, *, download: bool = True) -> str:
@@ -110,4 +121,4 @@ def load_encoder(text: TextConfig, device: str = "cpu") -> TextEncoder:
     folder = hf.locate(text)
     model = hf.load_model(folder, text.dtype, device)
     code = _fingerprint(text, hf.content_hash(folder))
-    return TextEncoder(text, hf.HubTokenizer(folder), model, code)
+    return TextEncoder(text, hf.load_tokenizer(folder), model, code)

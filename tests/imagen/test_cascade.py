@@ -226,6 +226,17 @@ def test_a_snapshot_of_another_encoder_is_refused(folder, tmp_path):
     assert not storage.exists(str(tmp_path / "other" / "cascade.json"))
 
 
+def test_a_member_without_text_is_of_no_encoder(tmp_path, fingerprint):
+    network = dataclasses.replace(NETWORK, text_dim=0, cross_attention=(False, False))
+    plain = dataclasses.replace(MEMBERS["base"], network=network)
+    save_member(tmp_path / "base", "base", 0, None, plain)
+    save_member(tmp_path / "sr1", "sr1", 0, fingerprint)
+    snapshots = {name: str(tmp_path / name) for name in MEMBERS}
+    assemble(str(tmp_path / "cascade"), snapshots, TEXT, fingerprint)
+    images = Cascade.load(str(tmp_path / "cascade")).sample(["two"], [1])
+    assert [tuple(z.shape) for z in images.values()] == [(1, 1, 8, 8), (1, 1, 16, 16)]
+
+
 def test_a_folder_that_is_no_cascade_says_how_to_make_one(tmp_path):
     with pytest.raises(CheckpointError, match=r"is no cascade.*\n\nhint: `python -m eval CONFIG`"):
         Cascade.load(str(tmp_path))

@@ -117,6 +117,16 @@ def test_missing_data_names_the_command_that_makes_it(helpers, tmp_path: Path):
         stage.check(helpers.make_config(str(tmp_path)), "base")
 
 
+def test_a_member_without_text_needs_no_embeddings(helpers, project: str):
+    shutil.rmtree(Path(project, "embeddings"))
+    network = {"text_dim": 0, "cross_attention": (False,)}
+    config = helpers.changed(helpers.make_config(project), "base", network=network)
+    assert stage.check(config, "base").identity["encoder fingerprint"] is None
+    assert "embeddings        none: the network takes no text" in stage.describe(config, "base")
+    with pytest.raises(ShardError, match="no embeddings in"):
+        stage.check(config, "sr1")
+
+
 def test_embeddings_of_another_encoder_are_refused(helpers, project: str):
     tree = configs.to_tree(helpers.make_config(project))
     tree["text"]["max_tokens"] = 32

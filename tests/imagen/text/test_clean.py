@@ -17,6 +17,8 @@ from imagen.text.clean import VERSIONS, clean
         ("a cat.jpg on a mat", "a cat.jpg on a mat"),
         ("1 < 2 & 3 > 2 (R&D), 10:30, page 1234567", "1 < 2 & 3 > 2 (R&D), 10:30, page 1234567"),
         ("a photo.", "a photo."),
+        ("vector<int> v; a<b and c>d, <smiling>", "vector<int> v; a<b and c>d, <smiling>"),
+        ("R&D &copy it, ?a=1&lt=2", "R&D &copy it, ?a=1&lt=2"),
         ("\u200b \r\n", ""),
     ],
 )
@@ -31,7 +33,8 @@ def test_cleaning_keeps_everything_that_has_a_meaning(cleaning, caption, expecte
         ("caf&eacute; &amp;quot;Luna&amp;quot; &#169; 2020", 'café "Luna" © 2020'),
         ("a <b>red</b> <br/>cat<!-- x -->", "a red cat"),
         ("&lt;p class='x'&gt;a dog&lt;/p&gt;", "a dog"),
-        ("a <a <b> c> x", "a x"),
+        ("an <A HREF='x y' class=z>old</A> &lt;br /&gt; page", "an old page"),
+        ("&amp;lt;i&amp;gt;nested&amp;lt;/i&amp;gt;", "nested"),
         ("<PERSON> at the Oscars", "person at the Oscars"),
         ("a cat (https://x.y/z?q=1) www.cats.org/a_b sits", "a cat ( ) sits"),
         ("cute-cat_on+the-sofa.JPG", "cute cat on the sofa"),

@@ -161,20 +161,59 @@ def test_the_width_of_an_encoder_that_is_not_here_is_unknown(tmp_path):
 
 @pytest.mark.parametrize("kind", WHOLE)
 def test_a_tokenizer_of_sentencepiece_alone_is_read(kind, saved_encoder, tmp_path):
-    import sentencepiece
-
-    folder = tmp_path / "encoder"
-    folder.mkdir()
-    copy_but(saved_encoder(kind), folder, "tokenizer.json", "tokenizer_config.json")
-    (tmp_path / "text").write_text("a red square on a blue circle\n" * 40 + "the cat sat\n" * 40)
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(tmp_path / "text"),
-        model_prefix=str(folder / "spiece"),
-        vocab_size=22,
-        minloglevel=3,
-        **{"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1},
-    )
+    folder = bare(saved_encoder(kind), tmp_path, vocab_size=22)
     rows = load_encoder(TextConfig(encoder=str(folder))).tokenize(["a red square", "a blue circle"])
     assert rows.ids[0] != rows.ids[1]
     assert {row[-1] for row in rows.ids} == {1}
     assert all(2 < token < 22 for row in rows.ids for token in row[:-1])
+
+
+def bare(saved: Path, tmp_path: Path, **options) -> Path:
+    """Return a copy of a saved encoder whose tokenizer is a SentencePiece vocabulary alone."""
+    import sentencepiece
+
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    copy_but(saved, folder, "tokenizer.json", "tokenizer_config.json")
+    (tmp_path / "text").write_text("a red square on a blue circle\n" * 40 + "the cat sat\n" * 40)
+    ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"),
+        model_prefix=str(folder / "spiece"),
+        minloglevel=3,
+        **(ids | options),
+    )
+    return folder
+
+
+def test_a_character_outside_a_bare_vocabulary_is_its_bytes(saved_encoder, tmp_path):
+    options = {"vocab_size": 278, "byte_fallback": True}
+    folder = bare(saved_encoder("umt5"), tmp_path, **options)
+    rows = hf.load_tokenizer(str(folder)).ids(["猫", "犬", "a cat"])
+    assert [len(row) >= 3 and 2 not in row for row in rows] == [True] * 3
+    assert rows[0] != rows[1]
+
+
+SPELLED = "<extra_id_0> red </s> <pad> cat <unk> sat <s>"
+
+
+@pytest.mark.parametrize("kind", ["t5", "byt5", "bare"])
+def test_a_special_token_that_a_caption_spells_is_text(kind, saved_encoder, tmp_path):
+    if kind == "bare":
+        folder = str(bare(saved_encoder("umt5"), tmp_path, vocab_size=22))
+    else:
+        folder = str(saved_encoder(kind))
+    encoder = load_encoder(TextConfig(encoder=folder))
+    (row,) = encoder.tokenize([SPELLED]).ids
+    assert 1 not in row[:-1]  # the end of sequence
+    assert 0 not in row  # padding
+    if kind == "byt5":
+        assert bytes(i - 3 for i in row[:-1]).decode().replace("< ", "<") == SPELLED
+    (emb,) = encoder.encode([SPELLED])  # no id beyond the embeddings
+    assert emb.shape == (len(row), 32)
+
+
+def test_a_tokenizer_of_a_larger_model_is_an_error(saved_encoder, tmp_path):
+    folder = bare(saved_encoder("umt5"), tmp_path, vocab_size=278, byte_fallback=True)
+    with pytest.raises(ConfigError, match=r"gives id \d+, its weights have \d+ embeddings"):
+        load_encoder(TextConfig(encoder=str(folder))).encode(["a red square on a blue circle"])

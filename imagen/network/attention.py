@@ -47,7 +47,7 @@ def attend_linearly(
 
 
 class SelfAttention(nn.Module):
-    """Self-attention of the pixels, with the text's keys and values joined (Imagen, Sec. 2.5).
+    """Self-attention of the pixels, with the text's keys and values joined (Imagen, App. D.3.1).
 
     `text_dim`: width of the joined tokens, 0 = none. `linear`: its cost grows with the number of
     pixels, not with its square.

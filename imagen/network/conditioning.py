@@ -1,6 +1,6 @@
 """What a U-Net is told: time, text, class and the low-resolution image's noise level.
 
-Text enters three ways (Imagen, arXiv:2205.11487, Sec. 2.5): attention-pooled into a
+Text enters three ways (Imagen, arXiv:2205.11487, Sec. 2.5 and App. D.3.1): attention-pooled into a
 vector that joins the time, as the whole token sequence in cross-attention, and as keys and values
 in self-attention.
 """

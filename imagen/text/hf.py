@@ -81,7 +81,10 @@ class PieceTokenizer:
     def __init__(self, path: str) -> None:
         from sentencepiece import SentencePieceProcessor
 
-        self._pieces = SentencePieceProcessor(model_file=path)
+        try:
+            self._pieces = SentencePieceProcessor(model_file=path)
+        except RuntimeError as err:  # what it raises for a file that is no vocabulary
+            raise ValueError(str(err)) from err
         self.eos: int = self._pieces.eos_id()
         if self.eos < 0:
             raise ValueError("it has no end of sequence")

@@ -14,7 +14,7 @@ import pytest
 
 from runtime import log
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
 STAGES = ["import", "preencode", "train base", "train sr1", "eval"]
@@ -94,7 +94,7 @@ def line(tmp_path_factory):
     assert [statuses(out)[stage] for stage in STAGES[:2]] == ["done", "done"]
     assert statuses(out)["train base"] == "partial"
     second = pipeline("run", out)
-    result, told = second.communicate(timeout=600)
+    result, told = second.communicate(timeout=1200)
     assert second.returncode == 0, told
     return out, result, told
 

@@ -194,6 +194,13 @@ def test_a_character_outside_a_bare_vocabulary_is_its_bytes(saved_encoder, tmp_p
     assert rows[0] != rows[1]
 
 
+def test_a_damaged_bare_vocabulary_is_an_error_that_names_the_folder(saved_encoder, tmp_path):
+    folder = bare(saved_encoder("umt5"), tmp_path, vocab_size=22)
+    (folder / "spiece.model").write_bytes(b"damaged")
+    with pytest.raises(ConfigError, match=r"the tokenizer in `.*encoder` cannot be read: Value"):
+        hf.load_tokenizer(str(folder))
+
+
 SPELLED = "<extra_id_0> red </s> <pad> cat <unk> sat <s>"
 
 

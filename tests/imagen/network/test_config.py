@@ -109,7 +109,7 @@ def test_kernels_share_the_channels_by_halves():
         ({"stem_kernels": (3, 5, 7, 9, 11)}, "are too many for 8 channels"),
         ({"text_dim": 0}, r"cross_attention without text \(text_dim 0\)"),
         ({"text_dim": 0, "cross_attention": NO, "text_latents": 2}, "where no attention sees text"),
-        ({"self_attention": NO, "text_in_self_attention": False}, "text_in_self_attention false wit"),
+        ({"self_attention": NO, "text_in_self_attention": False}, "self_attention false without"),
         ({"linear_attention": (False, True)}, "level 1, which has self_attention already"),
         ({"self_attention": NO, "cross_attention": NO, "feed_forward": 2}, "without attention"),
         ({"self_attention": NO, "cross_attention": NO, "attention_depth": 2}, "without attention"),

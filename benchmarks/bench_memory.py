@@ -194,7 +194,7 @@ def main() -> None:
         torch.set_num_threads(1)
         print(json.dumps({"bytes": measure(CASES[sys.argv[2]])}))
         return
-    repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 2
     device = "cuda" if torch.cuda.is_available() else "cpu"
     machine = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
     print(f"{machine}, torch {torch.__version__}, {repeats} processes a case\n")

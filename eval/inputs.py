@@ -53,8 +53,9 @@ def _newest(config: EvalConfig, member: str) -> str:
 
 
 def _check_agreement(bodies: dict[str, dict[str, Any]]) -> None:
-    for key in ("data_fingerprint", "encoder_fingerprint"):
-        found = {name: body["provenance"].get(key) for name, body in bodies.items()}
+    takers = {n: b for n, b in bodies.items() if b["config"]["network"]["text_dim"]}
+    for key, those in (("data_fingerprint", bodies), ("encoder_fingerprint", takers)):
+        found = {name: body["provenance"].get(key) for name, body in those.items()}
         if len(set(found.values())) > 1:
             told = ", ".join(f"{name} {value}" for name, value in found.items())
             raise CheckpointError(

@@ -69,8 +69,10 @@ def recipe(config: TrainStageConfig, member: str) -> dict[str, Any]:
 
 def known_identity(stored: dict[str, Any]) -> dict[str, Any]:
     """Return an identity as today's code would have stored it: with options that came later."""
+    takes_text = stored["network"]["text_dim"] > 0
     return {
         **stored,
+        "encoder fingerprint": stored["encoder fingerprint"] if takes_text else None,
         "network": _completed(stored["network"], UNetConfig),
         "diffusion": _completed(stored["diffusion"], DiffusionConfig),
     }

@@ -7,6 +7,7 @@ that `C++ vs C#` becomes `c vs c`. Whatever a person may have meant stays here.
 """
 
 import html
+import html.entities
 import re
 import unicodedata
 from typing import Literal
@@ -17,7 +18,7 @@ VERSIONS: dict[str, int | str] = {"light": 1, "none": "none", "web": "web/2"}
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b\ufeff]+")
 _PERSON = re.compile("<person>", re.IGNORECASE)
-_ENTITY = re.compile(r"&(?:#\d+|#x[0-9a-f]+|[a-z][a-z0-9]*);", re.IGNORECASE)
+_ENTITY = re.compile(r"&(#\d{1,7}|#x[0-9a-f]{1,6}|[a-z][a-z0-9]*);", re.IGNORECASE)
 """With its semicolon: without one `R&D` and `?a=1&copy=2` would be entities as well."""
 _ELEMENTS = (
     "a|abbr|b|big|blockquote|body|br|center|cite|code|dd|del|div|dl|dt|em|font|h[1-6]|hr|html|i|"
@@ -25,10 +26,12 @@ _ELEMENTS = (
     "tbody|td|th|thead|tr|tt|u|ul|var|wbr"
 )
 _TAG = re.compile(
-    rf"""<!--.*?-->|</?(?:{_ELEMENTS})(?:\s+[\w:-]+\s*=\s*(?:"[^"]*"|'[^']*'|[^\s"'<>]+))*\s*/?>""",
+    rf"<!--(?:(?!<!--).)*?-->|<!doctype[^<>]*>|</?(?:{_ELEMENTS})(?:\s+[\w:-]+\s*=[^<>]*)?\s*/?>",
     re.DOTALL | re.IGNORECASE,
 )
-"""Of elements that stand in alt texts: `vector<int>`, `<smiling>` and `a<b and c>d` are text."""
+"""Of elements that stand in alt texts, bare or with attributes: `vector<int>`, `<smiling>` and
+`a<b and c>d` are text; a lone `<b>` or `List<a>` is taken for one.
+"""
 _URL = re.compile(r"\b(?:https?://|www\.)[^\s<>\"'()\[\]]+", re.IGNORECASE)
 _FILE = re.compile(r"([^\s/\\]+)\.(?:jpe?g|png|gif|webp|bmp|tiff?|svg)", re.IGNORECASE)
 _CAMERA = re.compile(r"(?:img|dsc[nf]?|pict)[-_ ]?\d{3,}[-_\d]*|[\W\d_]*", re.IGNORECASE)
@@ -55,8 +58,13 @@ def _light(caption: str) -> str:
     return " ".join(_CONTROL.sub(" ", unicodedata.normalize("NFC", caption)).split())
 
 
+def _character(entity: re.Match[str]) -> str:
+    known = entity[1][0] == "#" or f"{entity[1]};" in html.entities.html5
+    return html.unescape(entity[0]) if known else entity[0]
+
+
 def _web(caption: str) -> str:
-    text = _PERSON.sub("person", _ENTITY.sub(lambda e: html.unescape(e[0]), caption))
+    text = _PERSON.sub("person", _ENTITY.sub(_character, caption))
     text = _light(_URL.sub(" ", _TAG.sub(" ", text)))
     file = _FILE.fullmatch(text)
     stem = text if file is None else file[1]

@@ -21,8 +21,9 @@ VERSION = 2
 """Part of every fingerprint; raise it when the same files would give other tokens."""
 _SMALL = ("*.json", "*.model", "*.txt")
 _WEIGHTS = "*.safetensors"
-_SPIECE = "spiece.model"
-_VOCABULARIES = ("tokenizer.json", _SPIECE, "tokenizer.model")
+_PIECES = ("spiece.model", "tokenizer.model")
+"""Names of a SentencePiece vocabulary: what the encoder was trained with, so it goes first."""
+_VOCABULARIES = ("tokenizer.json", *_PIECES)
 _SPECIAL = re.compile(r"(<)(?=/?s>|pad>|unk>|extra_id_\d+>)")
 """The special tokens of the whole family, where a caption spells them."""
 
@@ -58,12 +59,10 @@ def _quiet() -> Iterator[None]:
 
 def load_tokenizer(folder: str) -> Tokenizer:
     """Return the tokenizer of a folder. Raises ConfigError when it is damaged or no T5's."""
+    paths = [os.path.join(folder, name) for name in _PIECES]
+    path = next(filter(os.path.exists, paths), None)
     with _reading("tokenizer", folder):
-        if os.path.exists(os.path.join(folder, _SPIECE)) and not os.path.exists(
-            os.path.join(folder, "tokenizer.json")
-        ):
-            return PieceTokenizer(os.path.join(folder, _SPIECE))
-        return HubTokenizer(folder)
+        return HubTokenizer(folder) if path is None else PieceTokenizer(path)
 
 
 def _plain(captions: Sequence[str]) -> list[str]:
@@ -72,10 +71,10 @@ def _plain(captions: Sequence[str]) -> list[str]:
 
 
 class PieceTokenizer:
-    """A SentencePiece vocabulary by itself, as mT5 and UMT5 are published.
+    """A SentencePiece vocabulary, read as its encoder was trained with it.
 
-    transformers 5 would read it without its byte fallback, so that characters that are not in the
-    vocabulary became unknown, and would add 100 ids that those encoders have no embedding for.
+    transformers 5 would read one without its byte fallback, so that characters that are not in the
+    vocabulary became unknown, and would add 100 ids that an encoder may have no embedding for.
     """
 
     def __init__(self, path: str) -> None:
@@ -91,7 +90,7 @@ class PieceTokenizer:
 
     def ids(self, captions: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each caption."""
-        return self._pieces.encode(_plain(captions))
+        return self._pieces.encode(_plain(captions), num_threads=1)
 
 
 class HubTokenizer:
@@ -135,7 +134,8 @@ def _lacking(text: TextConfig, folder: str, what: str) -> ConfigError:
         "save model and tokenizer with `save_pretrained`; a pickle may run any code, so convert it "
         f"where you trust it: python -c \"import transformers as t; n = '{name}'; "
         "t.AutoModelForTextEncoding.from_pretrained(n).save_pretrained('DIR'); "
-        "t.AutoTokenizer.from_pretrained(n).save_pretrained('DIR')\", then set text.encoder=DIR",
+        "t.AutoTokenizer.from_pretrained(n).save_pretrained('DIR')\", copy its spiece.model "
+        "to DIR if it has one, then set text.encoder=DIR",
     )
 
 

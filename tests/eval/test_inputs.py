@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from eval import inputs, stage
@@ -25,6 +27,18 @@ def test_members_of_different_data_are_refused(project, tiny):
     tiny.write_snapshot(project, "sr1", data_fingerprint="e" * 16)
     message = "different values of data_fingerprint: base [0-9a-f]+, sr1 e+"
     with pytest.raises(CheckpointError, match=message):
+        inputs.gather(project)
+
+
+def test_a_member_without_text_is_of_no_encoder(project, tiny):
+    base = project.members["base"]
+    network = replace(base.network, text_dim=0, cross_attention=(False,) * len(base.network.widths))
+    members = {**project.members, "base": replace(base, network=network)}
+    mixed = replace(project, members=members)
+    tiny.write_snapshot(mixed, "base", images_seen=1280, encoder_fingerprint=None)
+    assert inputs.gather(mixed).images_seen["base"] == 1280
+    tiny.write_snapshot(project, "base", images_seen=1920, encoder_fingerprint=None)
+    with pytest.raises(CheckpointError, match="different values of encoder_fingerprint: base None"):
         inputs.gather(project)
 
 

@@ -122,6 +122,8 @@ def test_a_member_without_text_needs_no_embeddings(helpers, project: str):
     network = {"text_dim": 0, "cross_attention": (False,)}
     config = helpers.changed(helpers.make_config(project), "base", network=network)
     assert stage.check(config, "base").identity["encoder fingerprint"] is None
+    before = {**stage.check(config, "base").identity, "encoder fingerprint": "0123"}
+    assert rundir.known_identity(before) == stage.check(config, "base").identity
     assert "embeddings        none: the network takes no text" in stage.describe(config, "base")
     with pytest.raises(ShardError, match="no embeddings in"):
         stage.check(config, "sr1")

@@ -19,6 +19,8 @@ from imagen.text.clean import VERSIONS, clean
         ("a photo.", "a photo."),
         ("vector<int> v; a<b and c>d, <smiling>", "vector<int> v; a<b and c>d, <smiling>"),
         ("R&D &copy it, ?a=1&lt=2", "R&D &copy it, ?a=1&lt=2"),
+        ("?x&copyfoo; &parameter;", "?x&copyfoo; &parameter;"),
+        (f"&#{'1' * 5000};", f"&#{'1' * 5000};"),
         ("\u200b \r\n", ""),
     ],
 )
@@ -34,6 +36,8 @@ def test_cleaning_keeps_everything_that_has_a_meaning(cleaning, caption, expecte
         ("a <b>red</b> <br/>cat<!-- x -->", "a red cat"),
         ("&lt;p class='x'&gt;a dog&lt;/p&gt;", "a dog"),
         ("an <A HREF='x y' class=z>old</A> &lt;br /&gt; page", "an old page"),
+        ('<!DOCTYPE html><iframe src="https://x.y/z" allowfullscreen></iframe> a cat', "a cat"),
+        ("<img src='a'alt='b' hidden>a <i >cat</i\n>", "a cat"),
         ("&amp;lt;i&amp;gt;nested&amp;lt;/i&amp;gt;", "nested"),
         ("<PERSON> at the Oscars", "person at the Oscars"),
         ("a cat (https://x.y/z?q=1) www.cats.org/a_b sits", "a cat ( ) sits"),

@@ -220,6 +220,20 @@ def test_a_special_token_that_a_caption_spells_is_text(kind, saved_encoder, tmp_
     assert emb.shape == (len(row), 32)
 
 
+@pytest.mark.parametrize("name", ["spiece.model", "tokenizer.model"])
+def test_the_vocabulary_that_was_trained_with_goes_before_what_was_made_of_it(
+    name, saved_encoder, tmp_path
+):
+    folder = bare(saved_encoder("umt5"), tmp_path, vocab_size=22)
+    alone = hf.load_tokenizer(str(folder)).ids(["a red square"])
+    (folder / "spiece.model").rename(folder / name)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / file).write_bytes((saved_encoder("umt5") / file).read_bytes())
+    assert hf.load_tokenizer(str(folder)).ids(["a red square"]) == alone
+    (folder / name).unlink()
+    assert hf.load_tokenizer(str(folder)).ids(["a red square"]) != alone
+
+
 def test_a_tokenizer_of_a_larger_model_is_an_error(saved_encoder, tmp_path):
     folder = bare(saved_encoder("umt5"), tmp_path, vocab_size=278, byte_fallback=True)
     with pytest.raises(ConfigError, match=r"gives id \d+, its weights have \d+ embeddings"):

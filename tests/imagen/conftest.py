@@ -65,6 +65,18 @@ def train_batch(member, b=4):
     )
 
 
+def moved(values, device):
+    """Return a batch, or what a trajectory is given, on a device."""
+    changed = {}
+    for field in dataclasses.fields(values):
+        value = getattr(values, field.name)
+        if isinstance(value, Text):
+            changed[field.name] = Text(value.emb.to(device), value.mask.to(device))
+        else:
+            changed[field.name] = None if value is None else value.to(device)
+    return dataclasses.replace(values, **changed)
+
+
 def awake(member):
     """Return a network whose zero-initialised layers are random, so that every input matters."""
     torch.manual_seed(0)
@@ -102,7 +114,8 @@ def toy():
     """What tests of this folder share: tests are no package, so they cannot import it."""
     return types.SimpleNamespace(
         NETWORK=NETWORK, BASE=BASE, SR=SR, ALL=ALL, BARE=BARE, Oracle=Oracle, awake=awake,
-        logsnr_of=logsnr_of, text=text, train_batch=train_batch, with_network=with_network,
+        logsnr_of=logsnr_of, moved=moved, text=text, train_batch=train_batch,
+        with_network=with_network,
     )  # fmt: skip
 
 

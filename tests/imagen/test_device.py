@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from imagen.editing import Canvas
 from imagen.inputs import condition_lowres
-from imagen.member import DiffusionConfig, Given, SamplingConfig, Text, denoiser, loss
+from imagen.member import DiffusionConfig, Given, SamplingConfig, denoiser, loss
 from imagen.network.unet import build
 from imagen.sampling import draw, noised_lowres
 
@@ -21,30 +21,18 @@ pytestmark = pytest.mark.slow  # the first operation on the meta device imports 
 META = torch.device("meta")
 
 
-def moved(values):
-    """Return a batch, or what a trajectory is given, on the meta device."""
-    changed = {}
-    for field in dataclasses.fields(values):
-        value = getattr(values, field.name)
-        if isinstance(value, Text):
-            changed[field.name] = Text(value.emb.to(META), value.mask.to(META))
-        else:
-            changed[field.name] = None if value is None else value.to(META)
-    return dataclasses.replace(values, **changed)
-
-
 def network(member):
     with META:
         return build(member.network)
 
 
 def given_of(toy, member):
-    batch = moved(toy.train_batch(member, 2))
+    batch = toy.moved(toy.train_batch(member, 2), META)
     lowres = aug = None
     if batch.lowres is not None:
         lowres, aug = noised_lowres(member, 1, batch.lowres, [0, 1])
         assert lowres.device == aug.device == META
-    negative = moved(toy.text(2, tokens=6)) if batch.text is not None else None
+    negative = toy.moved(toy.text(2, tokens=6), META) if batch.text is not None else None
     return Given(batch.text, negative, lowres, aug, batch.label, batch.image)
 
 
@@ -59,7 +47,7 @@ def given_of(toy, member):
 )
 def test_training_stays_on_the_batchs_device(toy, name, keys):
     member = dataclasses.replace(getattr(toy, name), diffusion=DiffusionConfig(**keys))
-    losses = loss(network(member), member, moved(toy.train_batch(member)))
+    losses = loss(network(member), member, toy.moved(toy.train_batch(member), META))
     assert losses.device == META
     losses.sum().backward()
 
@@ -83,7 +71,7 @@ class Copies(TorchDispatchMode):
 def test_a_training_step_copies_nothing_between_host_and_device(toy, name):
     """Each copy would wait for the device until all before it is done."""
     member = getattr(toy, name)
-    net, batch = network(member), moved(toy.train_batch(member))
+    net, batch = network(member), toy.moved(toy.train_batch(member), META)
     with Copies() as copies:
         loss(net, member, batch)
     assert copies.found == []
@@ -91,7 +79,7 @@ def test_a_training_step_copies_nothing_between_host_and_device(toy, name):
 
 def test_the_level_of_the_lowres_image_may_lie_on_the_host(toy):
     batch = toy.train_batch(toy.SR)
-    there = moved(batch)
+    there = toy.moved(batch, META)
     for level in (batch.aug_level, there.aug_level):
         seen, aug = condition_lowres(there.lowres, level, there.aug_eps, (16, 16))
         assert seen.device == aug.device == META
@@ -123,6 +111,8 @@ def test_what_is_drawn_is_on_the_networks_device(toy, name, masked):
 
 def test_a_batch_that_is_left_on_the_host_is_noticed(toy):
     """What the tests above rely on."""
-    left = dataclasses.replace(moved(toy.train_batch(toy.BASE)), eps=torch.zeros(4, 1, 8, 8))
+    left = dataclasses.replace(
+        toy.moved(toy.train_batch(toy.BASE), META), eps=torch.zeros(4, 1, 8, 8)
+    )
     with pytest.raises(RuntimeError, match="device"):
         loss(network(toy.BASE), toy.BASE, left)

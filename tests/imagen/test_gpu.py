@@ -7,7 +7,7 @@ import torch
 
 from imagen.diffusion.config import KNOBS
 from imagen.editing import Canvas
-from imagen.member import DiffusionConfig, Given, SamplingConfig, Text, loss
+from imagen.member import DiffusionConfig, Given, SamplingConfig, loss
 from imagen.sampling import draw, noised_lowres
 
 pytestmark = [
@@ -28,18 +28,6 @@ def single_precision():
     torch.backends.cudnn.allow_tf32 = before
 
 
-def moved(values, device=GPU):
-    """Return a batch, or what a trajectory is given, on a device."""
-    changed = {}
-    for field in dataclasses.fields(values):
-        value = getattr(values, field.name)
-        if isinstance(value, Text):
-            changed[field.name] = Text(value.emb.to(device), value.mask.to(device))
-        else:
-            changed[field.name] = None if value is None else value.to(device)
-    return dataclasses.replace(values, **changed)
-
-
 def gradients(net, member, batch):
     """Return losses (b,) and the gradient of their sum: all parameters, one vector, on the CPU."""
     net.zero_grad()
@@ -58,7 +46,7 @@ def test_losses_and_gradients_are_those_of_the_cpu(toy, name):
     member = getattr(toy, name)
     net, batch = toy.awake(member), toy.train_batch(member)
     losses, grads = gradients(net, member, batch)
-    found, found_grads = gradients(net.to(GPU), member, moved(batch))
+    found, found_grads = gradients(net.to(GPU), member, toy.moved(batch, GPU))
     torch.testing.assert_close(found, losses, atol=1e-4, rtol=1e-3)
     assert near(found_grads, grads, 1e-3)
 
@@ -73,14 +61,14 @@ def test_losses_of_each_prediction_and_schedule_are_those_of_the_cpu(toy, predic
     net, batch = toy.awake(member), toy.train_batch(member)
     with torch.no_grad():
         losses = loss(net, member, batch)
-        found = loss(net.to(GPU), member, moved(batch)).cpu()
+        found = loss(net.to(GPU), member, toy.moved(batch, GPU)).cpu()
     torch.testing.assert_close(found, losses, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_network_trains_in_bf16_and_its_gradients_are_near_those_in_fp32(toy, name):
     member = getattr(toy, name)
-    net, batch = toy.awake(member).to(GPU).train(), moved(toy.train_batch(member))
+    net, batch = toy.awake(member).to(GPU).train(), toy.moved(toy.train_batch(member), GPU)
     losses, grads = gradients(net, member, batch)
     with torch.autocast("cuda", torch.bfloat16):
         half, half_grads = gradients(net, member, batch)
@@ -92,7 +80,7 @@ def test_a_network_trains_in_bf16_and_its_gradients_are_near_those_in_fp32(toy, 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_a_training_step_never_waits_for_the_gpu(toy):
-    net, batch = toy.awake(toy.ALL).to(GPU), moved(toy.train_batch(toy.ALL))
+    net, batch = toy.awake(toy.ALL).to(GPU), toy.moved(toy.train_batch(toy.ALL), GPU)
     loss(net, toy.ALL, batch).sum().backward()  # what is set up once may wait
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -123,7 +111,7 @@ def test_every_sampler_draws_what_it_draws_on_the_cpu(toy, name, sampler):
     member = dataclasses.replace(getattr(toy, name), sampling=sampling)
     net, given = toy.awake(member), given_of(toy, member)
     expected = drawn(net, member, given)
-    found = drawn(net.to(GPU), member, moved(given))
+    found = drawn(net.to(GPU), member, toy.moved(given, GPU))
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
 
 
@@ -134,7 +122,7 @@ def test_editing_paints_what_it_paints_on_the_cpu(toy):
     mask = (image > 0).clone()
     expected = drawn(net, member, given, Canvas(image, mask, 0.7, 2))
     on_gpu = Canvas(image.to(GPU), mask.to(GPU), 0.7, 2)
-    found = drawn(net.to(GPU), member, moved(given), on_gpu)
+    found = drawn(net.to(GPU), member, toy.moved(given, GPU), on_gpu)
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
     assert torch.equal(found[~mask], image[~mask])
 
@@ -143,7 +131,7 @@ def wide(toy):
     """Return a member whose activations are far larger than its weights, and a batch of it."""
     network = dataclasses.replace(toy.NETWORK, widths=(32, 64), blocks=(2, 2))
     member = dataclasses.replace(toy.BASE, size=128, network=network)
-    return member, moved(toy.train_batch(member, 8))
+    return member, toy.moved(toy.train_batch(member, 8), GPU)
 
 
 def test_recomputing_levels_saves_memory_and_keeps_the_gradients(toy):
@@ -165,7 +153,7 @@ def test_recomputing_levels_saves_memory_and_keeps_the_gradients(toy):
 @pytest.mark.filterwarnings("ignore")  # the compiler's own, which differ between releases
 def test_compiled_blocks_compute_the_same(toy):
     member = toy.ALL
-    net, batch = toy.awake(member).to(GPU), moved(toy.train_batch(member))
+    net, batch = toy.awake(member).to(GPU), toy.moved(toy.train_batch(member), GPU)
     losses, grads = gradients(net, member, batch)
     keys = list(net.state_dict())
     torch._dynamo.reset()

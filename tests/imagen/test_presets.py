@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -21,6 +24,22 @@ def test_the_members_of_a_cascade_chain_and_share_an_encoder(name):
     check_chain(cascade.members, TextConfig(encoder=cascade.encoder))
     check_captioned(cascade.members)
     assert {PRESETS[preset].encoder for preset in cascade.presets} == {cascade.encoder}
+
+
+def short(parameters):
+    """Return a number of weights in three digits, as the README has it; tiny ones in two."""
+    for unit, size, digits in (("B", 1e9, 2), ("M", 1e6, 1 if parameters < 1e7 else 0)):
+        if parameters >= size or unit == "M":
+            return f"{parameters / size:.{digits}f} {unit}"
+
+
+@pytest.mark.parametrize("name", CASCADES)
+def test_the_readme_lists_the_members_of_a_cascade_and_their_weights(name):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    presets = CASCADES[name].presets
+    members = ", ".join(f"`{preset}`" for preset in presets)
+    weights = " + ".join(short(PRESETS[preset].parameters) for preset in presets)
+    assert re.search(rf"^\| `{name}` \| .* \| {members} \| {re.escape(weights)} \|$", readme, re.M)
 
 
 def test_every_preset_is_in_one_cascade():

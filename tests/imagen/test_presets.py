@@ -28,9 +28,9 @@ def test_the_members_of_a_cascade_chain_and_share_an_encoder(name):
 
 def short(parameters):
     """Return a number of weights in three digits, as the README has it; tiny ones in two."""
-    for unit, size, digits in (("B", 1e9, 2), ("M", 1e6, 1 if parameters < 1e7 else 0)):
-        if parameters >= size or unit == "M":
-            return f"{parameters / size:.{digits}f} {unit}"
+    if parameters >= 1e9:
+        return f"{parameters / 1e9:.2f} B"
+    return f"{parameters / 1e6:.{1 if parameters < 1e7 else 0}f} M"
 
 
 @pytest.mark.parametrize("name", CASCADES)

@@ -36,8 +36,12 @@ def read(path: str, kind: str, error: type[ImagenError] = ShardError) -> dict[st
     """Return a manifest. Raises `error` when it is missing, damaged or of another format."""
     if not storage.exists(path):
         raise error(f"no manifest `{path}`: what it stands for is missing or unfinished")
+    return _parse(path, storage.get(path), kind, error)
+
+
+def _parse(path: str, data: bytes, kind: str, error: type[ImagenError]) -> dict[str, Any]:
     try:
-        body = json.loads(storage.get(path))
+        body = json.loads(data)
     except ValueError as err:
         raise error(f"manifest `{path}` is damaged: {err}", "delete it and run again") from err
     if not isinstance(body, dict) or body.get("format") != f"imagen/{kind}/1":
@@ -46,19 +50,26 @@ def read(path: str, kind: str, error: type[ImagenError] = ShardError) -> dict[st
     return body
 
 
-def read_if_complete(path: str, kind: str) -> dict[str, Any] | None:
-    """Return a manifest whose files are all there in their right size, else None."""
-    if not storage.exists(path):
+def read_if_complete(
+    path: str, kind: str, listing: Mapping[str, int] | None = None
+) -> dict[str, Any] | None:
+    """Return a manifest whose files are all there in their right size, else None.
+
+    With the `listing` of its folder (`storage.sizes`) no file is looked up one by one.
+    """
+    folder, _, name = path.rpartition("/")
+    if (name not in listing) if listing is not None else not storage.exists(path):
         return None
+
+    def size(file: str) -> int | None:
+        return storage.size(storage.join(folder, file)) if listing is None else listing.get(file)
+
     try:
-        body = read(path, kind)
-        folder = path.rpartition("/")[0]
-        for name, entry in body.get("files", {}).items():
-            if storage.size(storage.join(folder, name)) != entry["bytes"]:
-                return None
+        body = _parse(path, storage.get(path), kind, ShardError)
+        wanted = {file: entry["bytes"] for file, entry in body.get("files", {}).items()}
+        return body if all(size(file) == wanted[file] for file in wanted) else None
     except ImagenError:
         return None
-    return body
 
 
 def check_file(

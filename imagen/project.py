@@ -4,6 +4,7 @@
 <out>/data/                 tar shards that `preencode import` wrote (or `data.tars`, used in place)
 <out>/index/                what is inside each tar: offsets, keys, held-out flags, quarantine
 <out>/embeddings/<fp>/      embedding shards of the encoder with fingerprint <fp>
+<out>/prepared/<member>/    the images at a member's size, if data.prepare
 <out>/<member>/             run directory of one U-Net: config, log, checkpoints, snapshots
 <out>/cascade/              the newest assembled cascade: what `imagen sample --cascade` takes
 <out>/eval/<images>-<fp>/   grid.png, metrics.json, report.html
@@ -18,6 +19,7 @@ from typing import TypeVar
 
 from imagen import storage
 from imagen.data.images import CHANNELS, told
+from imagen.data.resize import Target
 from imagen.errors import ConfigError
 from imagen.member import MemberConfig
 from imagen.text.config import TextConfig
@@ -31,6 +33,8 @@ class DataConfig:
     """Folder or URL of WebDataset tar shards, read only; empty: `<out>/data`."""
     heldout: float = 0.05
     """Share of the samples kept from training, chosen by a hash of the key."""
+    prepare: bool = False
+    """Train from images that `preencode prepare` has brought to each member's size, once."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.heldout < 1:
@@ -74,6 +78,20 @@ class ProjectConfig:
     def embeddings(self) -> str:
         """Folder that holds one folder of embedding shards for each encoder fingerprint."""
         return storage.join(self.out, "embeddings")
+
+    @property
+    def prepared(self) -> str:
+        """Folder that holds one folder of prepared images for each member."""
+        return storage.join(self.out, "prepared")
+
+    def prepared_dir(self, member: str) -> str:
+        """Folder of the images at one member's size."""
+        return storage.join(self.prepared, member)
+
+    def target(self, member: str) -> Target:
+        """What the images of a member are prepared for."""
+        config = self.members[member]
+        return Target(config.shape, config.network.channels)
 
     def run_dir(self, member: str) -> str:
         """Run directory of one member's training."""

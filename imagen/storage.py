@@ -9,38 +9,30 @@ bytes. Nothing is ever published through an open file handle, because an excepti
 import contextlib
 import functools
 import os
-import posixpath
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import google_crc32c
 
-from imagen.errors import ImagenError, StorageError
+from imagen.errors import StorageError
+from imagen.store import TEMP_MARK, explained, filesystem, is_local, join, local, name
 
-TEMP_MARK = ".tmp-"
-"""Part of the name of every temporary file; a leftover of a killed writer is safe to delete."""
-
-
-def is_local(path: str) -> bool:
-    """Tell whether `path` is on a local disk (no `scheme://`, or `file://`)."""
-    return "://" not in path or path.startswith("file://")
+_PIECE_BYTES = 8 * 2**20
+_TAGS = ("generation", "etag", "ETag", "crc32c", "mtime", "LastModified", "created")
+"""What stores call the thing that changes when an object is replaced."""
 
 
-def local(path: str) -> str:
-    """Return a local path without its `file://`."""
-    return path.removeprefix("file://")
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file as a listing shows it."""
 
-
-def join(path: str, *parts: str) -> str:
-    """Join path segments with `/`, for URLs and local paths alike."""
-    return posixpath.join(path, *parts)
-
-
-def name(path: str) -> str:
-    """Return the last segment of a path."""
-    return path.rstrip("/").rpartition("/")[2]
+    size: int
+    version: str
+    """As `version` returns it."""
 
 
 def crc32c(data: bytes) -> str:
@@ -53,57 +45,30 @@ def crc32c_of(parts: Iterable[bytes]) -> str:
     return f"{functools.reduce(google_crc32c.extend, parts, 0):08x}"
 
 
-def _filesystem(path: str) -> tuple[Any, str]:
-    # gcsfs asks for a bucket's layout over gRPC first, which hangs on HTTP emulators
-    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    import fsspec
-
-    try:
-        return fsspec.core.url_to_fs(path, use_listings_cache=False)
-    except (ImportError, ValueError) as err:
-        raise StorageError(f"cannot open `{path}`: {err}") from err
-
-
-@contextlib.contextmanager
-def _explained(action: str, path: str) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError as err:
-        raise StorageError(f"cannot {action} `{path}`: it does not exist") from err
-    except PermissionError as err:
-        hint = "check the permissions of the folder or the credentials of the bucket"
-        raise StorageError(f"cannot {action} `{path}`: permission denied", hint) from err
-    except OSError as err:
-        raise StorageError(f"cannot {action} `{path}`: {err.strerror or err}") from err
-    except ImagenError:
-        raise
-    except Exception as err:
-        if is_local(path):
-            raise
-        # stores have errors of their own: gcsfs.retry.HttpError, google.auth.exceptions, …
-        hint = "check the address, the network and the credentials of the bucket"
-        message = f"cannot {action} `{path}`: {type(err).__name__}: {err}"
-        raise StorageError(message, hint) from err
+def crc32c_file(path: str) -> str:
+    """Return the CRC-32C of a local file of any size."""
+    with open(path, "rb") as file:
+        return crc32c_of(iter(lambda: file.read(_PIECE_BYTES), b""))
 
 
 def get(path: str) -> bytes:
     """Return the bytes of a file. Raises StorageError."""
-    with _explained("read", path):
+    with explained("read", path):
         if is_local(path):
             with open(local(path), "rb") as file:
                 return file.read()
-        fs, inner = _filesystem(path)
+        fs, inner = filesystem(path)
         return fs.cat_file(inner)
 
 
 def get_range(path: str, start: int, size: int) -> bytes:
     """Return `size` bytes from byte `start`. Raises StorageError, also when the file is shorter."""
-    with _explained("read", path):
+    with explained("read", path):
         if is_local(path):
             with open(local(path), "rb") as file:
                 data = os.pread(file.fileno(), size, start)
         else:
-            fs, inner = _filesystem(path)
+            fs, inner = filesystem(path)
             data = fs.cat_file(inner, start=start, end=start + size)
     if len(data) != size:
         raise StorageError(f"`{path}` ends at byte {start + len(data)}, not at {start + size}")
@@ -118,7 +83,7 @@ def put(path: str, data: bytes, *, if_absent: bool = False) -> bool:
     one with the same bytes. So writers that race put something of their own into `data`. False
     means that the file holds something else.
     """
-    with _explained("write", path):
+    with explained("write", path):
         put_whole = _put_local if is_local(path) else _put_object
         if put_whole(local(path), data, if_absent):
             return True
@@ -135,13 +100,14 @@ def _put_local(path: str, data: bytes, if_absent: bool) -> bool:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        return _publish_local(temp, path, if_absent)
+        return publish_local(temp, path, if_absent)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temp)
 
 
-def _publish_local(temp: str, path: str, if_absent: bool) -> bool:
+def publish_local(temp: str, path: str, if_absent: bool) -> bool:
+    """Give a finished local file its name, durably; False when `if_absent` and it is taken."""
     if if_absent:
         try:
             os.link(temp, path)  # the only local operation that creates exclusively and whole
@@ -163,7 +129,7 @@ def _sync_folder(folder: str) -> None:
 
 def _put_object(path: str, data: bytes, if_absent: bool) -> bool:
     """Return False when `if_absent` and the file is there, perhaps by our own lost request."""
-    fs, inner = _filesystem(path)
+    fs, inner = filesystem(path)
     if not if_absent:
         fs.pipe_file(inner, data)
         return True
@@ -176,19 +142,19 @@ def _put_object(path: str, data: bytes, if_absent: bool) -> bool:
 
 def exists(path: str) -> bool:
     """Tell whether a file is there, past every listing cache."""
-    with _explained("look up", path):
+    with explained("look up", path):
         if is_local(path):
             return os.path.isfile(local(path))
-        fs, inner = _filesystem(path)
+        fs, inner = filesystem(path)
         return fs.isfile(inner)
 
 
 def size(path: str) -> int:
     """Return the size of a file in bytes. Raises StorageError when it does not exist."""
-    with _explained("look up", path):
+    with explained("look up", path):
         if is_local(path):
             return os.stat(local(path)).st_size
-        fs, inner = _filesystem(path)
+        fs, inner = filesystem(path)
         return int(fs.info(inner)["size"])
 
 
@@ -197,23 +163,27 @@ def version(path: str) -> str:
 
     Size and time of change on a local disk, size and the store's own tag elsewhere.
     """
-    with _explained("look up", path):
+    with explained("look up", path):
         if is_local(path):
             stat = os.stat(local(path))
             return f"{stat.st_size}-{stat.st_mtime_ns}"
-        fs, inner = _filesystem(path)
-        info = fs.info(inner)
-    tags = ("generation", "etag", "ETag", "crc32c", "mtime", "LastModified", "created")
-    return f"{info['size']}-{next((info[t] for t in tags if info.get(t)), '')}"
+        fs, inner = filesystem(path)
+        return _version(fs.info(inner))
+
+
+def _version(info: Mapping[str, Any]) -> str:
+    tag = next((info[t] for t in _TAGS if info.get(t)), "")
+    # memory:// lists a time as a date, and looks it up as a number
+    return f"{info['size']}-{tag.timestamp() if isinstance(tag, datetime) else tag}"
 
 
 def listdir(path: str) -> list[str]:
     """Return the sorted names in a folder, temporary files left out; [] when there is none."""
-    with _explained("list", path):
+    with explained("list", path):
         if is_local(path):
             names = os.listdir(local(path)) if os.path.isdir(local(path)) else []
         else:
-            fs, inner = _filesystem(path)
+            fs, inner = filesystem(path)
             try:
                 names = [name(entry) for entry in fs.ls(inner, detail=False)]
             except FileNotFoundError:
@@ -221,14 +191,60 @@ def listdir(path: str) -> list[str]:
     return sorted(n for n in names if n and TEMP_MARK not in n)
 
 
+def scan(path: str) -> dict[str, Entry]:
+    """Return the files of a folder by name, sorted, from one listing; {} when there is none.
+
+    A store is asked once for a page of names, not once for each file. Temporary files are left out.
+    """
+    with explained("list", path):
+        found = _scan_local(local(path)) if is_local(path) else _scan_remote(path)
+    return {n: found[n] for n in sorted(found) if n and TEMP_MARK not in n}
+
+
+def sizes(path: str) -> dict[str, int]:
+    """Return the sizes of the files of a folder by name: `scan` in a fifth of its memory."""
+    with explained("list", path):
+        if not is_local(path):
+            return {n: entry.size for n, entry in _scan_remote(path).items() if TEMP_MARK not in n}
+        return {n: stat.st_size for n, stat in _stats(local(path)) if TEMP_MARK not in n}
+
+
+def _scan_local(path: str) -> dict[str, Entry]:
+    stats = _stats(path)
+    return {n: Entry(s.st_size, f"{s.st_size}-{s.st_mtime_ns}") for n, s in stats}
+
+
+def _stats(path: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield (name, stat) of the files in a local folder; nothing when there is no such folder."""
+    if not os.path.isdir(path):
+        return
+    with os.scandir(path) as entries:
+        for entry in entries:
+            try:
+                if entry.is_file():
+                    yield entry.name, entry.stat()
+            except FileNotFoundError:
+                continue  # a writer's temporary file that went
+
+
+def _scan_remote(path: str) -> dict[str, Entry]:
+    fs, inner = filesystem(path)
+    try:
+        infos = fs.ls(inner, detail=True)
+    except FileNotFoundError:
+        return {}
+    files = (info for info in infos if info["type"] == "file")
+    return {name(info["name"]): Entry(int(info["size"]), _version(info)) for info in files}
+
+
 def delete(path: str) -> None:
     """Delete one file; a missing one is fine. Delete a manifest before the files it lists."""
-    with _explained("delete", path):
+    with explained("delete", path):
         if is_local(path):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(local(path))
             return
-        fs, inner = _filesystem(path)
+        fs, inner = filesystem(path)
         with contextlib.suppress(FileNotFoundError):
             fs.rm_file(inner)
 

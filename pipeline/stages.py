@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from eval import stage as eval_stage
 from imagen import storage
 from pipeline.config import PipelineConfig
+from preencode import prepare as prepare_stage
 from preencode import stage as preencode_stage
 from runtime.state import StageState
 from train import stage as train_stage
@@ -47,14 +48,16 @@ def line(config: PipelineConfig) -> list[Stage]:
         after=tuple(stage.name for stage in importing),
         state=lambda: preencode_stage.encode_state(config.preencode),
     )
-    trainings = [_train(config, member) for member in config.train.members]
+    preparing = [_prepare(config)] if config.train.data.prepare else []
+    data = [encode, *preparing][-1].name
+    trainings = [_train(config, member, after=data) for member in config.train.members]
     evaluate = Stage(
         name="eval",
         arguments=("-m", "eval", *config.arguments),
         after=tuple(stage.name for stage in trainings),
         state=lambda: eval_stage.state(config.eval),
     )
-    return [*importing, encode, *trainings, evaluate]
+    return [*importing, encode, *preparing, *trainings, evaluate]
 
 
 def _import(config: PipelineConfig, source: str) -> Stage:
@@ -65,12 +68,21 @@ def _import(config: PipelineConfig, source: str) -> Stage:
     )
 
 
-def _train(config: PipelineConfig, member: str) -> Stage:
+def _prepare(config: PipelineConfig) -> Stage:
+    return Stage(
+        name="prepare",
+        arguments=("-m", "preencode", "prepare", *config.arguments),
+        after=("preencode",),
+        state=lambda: prepare_stage.prepare_state(config.preencode),
+    )
+
+
+def _train(config: PipelineConfig, member: str, after: str) -> Stage:
     path, *overrides = config.arguments
     return Stage(
         name=f"train {member}",
         arguments=("-m", "train", path, f"member={member}", *overrides),
-        after=("preencode",),
+        after=(after,),
         state=lambda: train_stage.state(config.train, member),
         training=Training(
             member=member,

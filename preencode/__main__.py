@@ -5,7 +5,12 @@ import sys
 
 from runtime.cli import main
 
-COMMANDS = {"import": "bring"}
+COMMANDS = {
+    "import": "bring",
+    "prepare": "prepare",
+    "verify": "verify",
+    "inspect": "inspect",
+}
 """First word -> module of `preencode.commands`; without one of them it is `encode`."""
 
 if __name__ == "__main__":

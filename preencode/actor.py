@@ -1,30 +1,44 @@
 """The Ray actor that works on shards: one core, one encoder, one shard at a time."""
 
 import os
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import ray
 
+from imagen import staging, storage
 from imagen.data.tars import Tar
 from imagen.errors import ConfigError, ImagenError
 from imagen.text.encoder import TextEncoder, load_encoder
-from preencode import shard
+from preencode import shard, verify
 
 
 @ray.remote(max_restarts=0)  # a restarting actor fails queued calls; the driver replaces it instead
 class EncodeActor:
-    """Works on shards. The encoder is loaded when the first shard needs it."""
+    """Works on shards, and reads the next one meanwhile. The encoder is loaded when it is needed.
+
+    Each method returns (process id, result or the error that names what is wrong).
+    """
 
     def __init__(self, job: shard.Job) -> None:
         import torch
 
         torch.set_num_threads(1)  # spinning threads halve the work done per core
+        storage.sweep_temporary(staging.STAGING)
         self.job = job
         self._encoder: TextEncoder | None = None
+        self._loading = threading.Lock()
+        self._reader = ThreadPoolExecutor(1)
+        self._ahead: dict[Tar, Future[shard.Read]] = {}
 
-    def process(self, tar: Tar) -> tuple[int, shard.ShardReport | ImagenError]:
-        """Work on one tar; return (process id, report), or the error that names what is wrong."""
+    def process(
+        self, tar: Tar, ahead: Tar | None = None
+    ) -> tuple[int, shard.ShardReport | ImagenError]:
+        """Work on one tar; `ahead` is read meanwhile, because it will be asked for next."""
         try:
-            return os.getpid(), shard.process(self.job, tar, self._load)
+            read = self._read(tar).result()
+            self._ahead = {} if ahead is None else {ahead: self._read(ahead)}
+            return os.getpid(), shard.finish(self.job, read, self._load)
         except ImagenError as err:
             return os.getpid(), err
 
@@ -35,13 +49,30 @@ class EncodeActor:
         except ImagenError as err:
             return os.getpid(), err
 
+    def verify(self, tar: Tar, captions: int) -> tuple[int, verify.Findings | ImagenError]:
+        """Check one shard, and encode `captions` of its captions again."""
+        try:
+            return os.getpid(), verify.check_shard(self.job, tar, captions, self._load)
+        except ImagenError as err:
+            return os.getpid(), err
+
+    def _read(self, tar: Tar) -> "Future[shard.Read]":
+        begun = self._ahead.pop(tar, None)
+        return begun or self._reader.submit(shard.read, self.job, tar, self._load)
+
     def _load(self) -> TextEncoder:
-        if self._encoder is None:
-            self._encoder = load_encoder(self.job.loaded, self.job.device)
-            if self._encoder.fingerprint != self.job.fingerprint:
-                raise ConfigError(
-                    f"text.encoder `{self.job.text.encoder}` is another one on this node "
-                    f"({self._encoder.fingerprint}) than on the driver's ({self.job.fingerprint})",
-                    "give text.revision, or the same files on every node",
-                )
-        return self._encoder
+        with self._loading:
+            if self._encoder is None:
+                self._encoder = _load(self.job)
+            return self._encoder
+
+
+def _load(job: shard.Job) -> TextEncoder:
+    encoder = load_encoder(job.loaded, job.device, job.batch_tokens)
+    if encoder.fingerprint != job.fingerprint:
+        raise ConfigError(
+            f"text.encoder `{job.text.encoder}` is another one on this node "
+            f"({encoder.fingerprint}) than on the driver's ({job.fingerprint})",
+            "give text.revision, or the same files on every node",
+        )
+    return encoder

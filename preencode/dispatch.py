@@ -1,20 +1,24 @@
 """A queue of items worked off by Ray actors that may die.
 
-One call in flight for each actor, so that a death names the item that was being worked on; a dead
-actor is replaced by a new one; an item that took `TRIES` actors with it is set aside. An exception
-in an actor is a bug, not a death: it is raised here, with its traceback.
+One call in flight for each actor, so that a death names the item that was being worked on; with
+each call goes the item that the actor gets next, so that it can read ahead. A dead actor is
+replaced by a new one. An item that took `TRIES` actors with it is set aside, unless it was their
+nodes that went. An exception in an actor is a bug, not a death: it is raised here, with its
+traceback.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import ray.exceptions
 
-from imagen.errors import ShardError
+from imagen.errors import ImagenError, ShardError
 
 TRIES = 3
+NODE_IS_GONE = "node has died"
+"""In Ray's error when an actor's node was preempted or lost: not the fault of any item."""
 
 Item = TypeVar("Item", bound=Hashable)
 
@@ -29,51 +33,86 @@ class Outcome(Generic[Item]):
     """Set when the item is set aside."""
     lost: str | None = None
     """Set when an actor was lost and the item goes back into the queue."""
+    failed: ImagenError | None = None
+    """Set when the call failed in a way that may pass, and the item goes back into the queue."""
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    actor: Any
+    item: Any = None
+    ahead: Any = None
 
 
 def dispatch(
-    items: Sequence[Item],
+    items: Iterable[Item],
     start: Callable[[], Any],
-    call: Callable[[Any, Item], Any],
+    call: Callable[[Any, Item, Item | None], Any],
     actors: int,
+    passing: Callable[[Any], ImagenError | None] = lambda _: None,
 ) -> Generator[Outcome[Item]]:
     """Yield an outcome for each call; every item ends in exactly one value or error.
 
-    `start` makes an actor, `call(actor, item)` starts the work and returns its reference. Raises
-    what an actor raises, and ends all actors then.
+    `start` makes an actor; `call(actor, item, ahead)` starts the work and returns its reference,
+    `ahead` is the item which that actor gets next, if that is known; `passing(value)` returns the
+    error of a value that is worth another try. Raises what an actor raises, and ends all actors
+    then.
     """
     queue, tries = deque(items), Counter[Item]()
-    idle: list[Any] = []
-    busy: dict[Any, tuple[Any, Item]] = {}
+    idle: list[_Worker] = []
+    busy: dict[Any, _Worker] = {}
     try:
         while queue or busy:
             while queue and len(busy) < actors:
-                actor, item = idle.pop() if idle else start(), queue.popleft()
-                busy[call(actor, item)] = actor, item
+                worker = idle.pop() if idle else _Worker(start())
+                busy[_assign(worker, queue, call, actors)] = worker
             while idle and not queue:
-                ray.kill(idle.pop())  # its core may be what a waiting actor needs
+                ray.kill(idle.pop().actor)  # its core may be what a waiting actor needs
             (ready, *_), _ = ray.wait(list(busy), num_returns=1)
-            actor, item = busy.pop(ready)
-            idle.append(actor)
-            outcome = _outcome(ready, item, tries)
+            worker = busy.pop(ready)
+            idle.append(worker)
+            outcome = _outcome(ready, worker.item, tries, passing)
             if outcome.lost is not None or outcome.error is not None:
-                ray.kill(idle.pop())
-            if outcome.lost is not None:
-                queue.append(item)
+                ray.kill(idle.pop().actor)
+            if outcome.lost is not None or outcome.failed is not None:
+                queue.append(outcome.item)
+            if worker.ahead is not None:  # what was read ahead is there, what was lost is not
+                queue.appendleft(worker.ahead)
             yield outcome
     finally:
-        for actor in [*idle, *(actor for actor, _ in busy.values())]:
-            ray.kill(actor)
+        for worker in [*idle, *busy.values()]:
+            ray.kill(worker.actor)
 
 
-def _outcome(ready: Any, item: Item, tries: Counter[Item]) -> Outcome[Item]:
+def _assign(
+    worker: _Worker, queue: deque[Item], call: Callable[[Any, Item, Item | None], Any], actors: int
+) -> Any:
+    """Start the next item of the queue; tell the one after it while there are enough for all."""
+    worker.item = queue.popleft()
+    worker.ahead = queue.popleft() if len(queue) > actors else None
+    return call(worker.actor, worker.item, worker.ahead)
+
+
+def _outcome(
+    ready: Any, item: Item, tries: Counter[Item], passing: Callable[[Any], ImagenError | None]
+) -> Outcome[Item]:
     try:
-        return Outcome(item, ray.get(ready))
+        value = ray.get(ready)
     except ray.exceptions.RayTaskError as err:  # a RayError, too, but nobody died
         raise err.cause from err
     except ray.exceptions.RayError as err:
+        return _death(item, str(err).strip() or type(err).__name__, tries)
+    failed = passing(value)
+    if failed is not None:
         tries[item] += 1
-        reason = " ".join((str(err).strip().splitlines() or [type(err).__name__])[-1].split())
+        if tries[item] < TRIES:
+            return Outcome(item, failed=failed)
+    return Outcome(item, value)
+
+
+def _death(item: Item, told: str, tries: Counter[Item]) -> Outcome[Item]:
+    reason = " ".join(told.splitlines()[-1].split())
+    tries[item] += NODE_IS_GONE not in told
     if tries[item] < TRIES:
         return Outcome(item, lost=reason)
     return Outcome(

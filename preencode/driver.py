@@ -1,27 +1,34 @@
 """The run of the stage: find the work left, give it to actors, then say that all is complete."""
 
-import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 from imagen import manifest, storage
 from imagen.data import embeddings, prepared
-from imagen.data.tars import Tar
-from imagen.errors import ConfigError, ImagenError
+from imagen.data.tars import Tar, unfinished
+from imagen.errors import ConfigError, ImagenError, StorageError
 from imagen.project import absolute
 from imagen.text.encoder import encoder_fingerprint
-from preencode import importing, shard
+from preencode import importing, room, shard
 from preencode.config import PreencodeConfig
 from preencode.dispatch import Outcome, dispatch
-from preencode.shard import Job, Shard, ShardReport
+from preencode.shard import Job, Shard
+from preencode.totals import Totals
 from runtime import log, progress, session, state
 
 ENCODER = "encoder.json"
 """Name of the one piece of work that is no tar: to say whose embeddings these are."""
+LOOKS = 32
+"""Manifests on a store that are read at a time."""
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 @dataclass(slots=True)
@@ -30,14 +37,17 @@ class Result:
 
     job: Job
     largest_px: int
-    """Shorter side of the largest member."""
+    """Shorter side of the largest member, 0 without members."""
     shards: int
     """Shards of the data set."""
-    reports: list[ShardReport] = field(default_factory=list)
-    """Shards that were worked on."""
+    unfinished: tuple[str, ...] = ()
+    """Names of tars that img2dataset has not finished, which are left out."""
+    done: Totals = field(default_factory=Totals)
+    """Added up over the shards that were worked on."""
     failed: dict[str, ImagenError] = field(default_factory=dict)
     """Tars that could not be used, each with its reason."""
     lost_actors: int = 0
+    retried: int = 0
     seconds: float = 0.0
     data: dict | None = None
     """Manifest of the data set, once all shards are there."""
@@ -57,13 +67,26 @@ def make_job(config: PreencodeConfig, *, download: bool = True) -> Job:
         embedding_dir=storage.join(config.embeddings, fingerprint),
         heldout=config.data.heldout,
         device="cuda" if config.preencode.gpus_per_actor else "cpu",
+        batch_tokens=config.preencode.batch_tokens,
     )
 
 
 def work_left(job: Job, tars: Sequence[Tar]) -> list[Shard]:
     """Return the shards that lack an index or embeddings."""
-    found = (shard.look(job, tar) for tar in tars)
+    listings = storage.sizes(job.index_dir), storage.sizes(job.embedding_dir)
+    found = each(tars, lambda tar: shard.look(job, tar, listings), job.index_dir)
     return [s for s in found if s.needs_index or s.needs_embeddings]
+
+
+def each(items: Sequence[A], look: Callable[[A], B], folder: str) -> Iterator[B]:
+    """Yield `look(item)` in order; when `folder` is on a store many at a time, never all."""
+    if storage.is_local(folder):
+        yield from map(look, items)
+        return
+    with ThreadPoolExecutor(LOOKS) as pool:
+        waiting = iter(items)
+        while group := list(islice(waiting, 16 * LOOKS)):
+            yield from pool.map(look, group)
 
 
 def run(config: PreencodeConfig, address: str | None = None) -> Result:
@@ -74,8 +97,8 @@ def run(config: PreencodeConfig, address: str | None = None) -> Result:
     start, config = time.perf_counter(), absolute(config)
     tars = importing.list_tars(config)
     job = make_job(config)
-    largest = max(min(member.shape) for member in config.members.values())
-    result = Result(job, largest, shards=len(tars))
+    largest = max((min(member.shape) for member in config.members.values()), default=0)
+    result = Result(job, largest, len(tars), _unfinished(config))
     with state.lock(job.index_dir), log.JsonLog(log_path(config)) as events:
         for folder in (job.index_dir, job.embedding_dir):
             storage.sweep_temporary(folder)
@@ -86,10 +109,14 @@ def run(config: PreencodeConfig, address: str | None = None) -> Result:
             with session.connect(address):
                 _work(config, result, left, events)
         if not result.failed:
-            _finish(result, tars)
+            finish(result, tars)
         result.seconds = time.perf_counter() - start
         events.write(event="end", failed=len(result.failed), seconds=round(result.seconds, 3))
     return result
+
+
+def _unfinished(config: PreencodeConfig) -> tuple[str, ...]:
+    return tuple(unfinished(config.data.tars)) if config.data.tars else ()
 
 
 def _retract(job: Job, left: Sequence[Shard]) -> None:
@@ -113,95 +140,87 @@ def _encoder_is_published(job: Job) -> bool:
 def _work(
     config: PreencodeConfig, result: Result, left: Sequence[Shard], events: log.JsonLog
 ) -> None:
-    import ray.actor
+    import ray
 
-    from preencode.actor import EncodeActor
-
-    gpus = config.preencode.gpus_per_actor
-    fit = actors_that_fit(ray.nodes(), gpus)
     published = _encoder_is_published(result.job)
     items: list[Tar | str] = [*([] if published else [ENCODER]), *(s.tar for s in left)]
 
-    def start() -> ray.actor.ActorHandle:
-        options = {"num_cpus": 1, "num_gpus": gpus}
-        return EncodeActor.options(**options).remote(result.job)  # type: ignore[attr-defined]
-
-    def call(actor: ray.actor.ActorHandle, item: Tar | str) -> ray.ObjectRef:
+    def call(actor: Any, item: Tar | str, ahead: Tar | str | None) -> ray.ObjectRef:
         if isinstance(item, Tar):
-            return actor.process.remote(item)
+            return actor.process.remote(item, ahead)
         return actor.publish_encoder.remote()
 
-    outcomes = dispatch(items, start, call, min(len(items), config.preencode.actors or fit))
+    actors = room.actors(config.preencode, len(items))
+    outcomes = dispatch(items, starter(config, result.job), call, actors, passing)
+    begun = time.perf_counter()
     with progress.bar("index + encode", len(left), "shards") as bar, closing(outcomes):
         for outcome in outcomes:
-            _record(result, outcome, events)
-            if outcome.lost is None and outcome.item != ENCODER:
-                bar.advance(1, f"{sum(r.rows for r in result.reports):,} samples")
+            final = _record(result, outcome, events)
+            if final and outcome.item != ENCODER:
+                bar.advance(1, result.done.rates(time.perf_counter() - begun))
 
 
-def actors_that_fit(nodes: Sequence[Mapping[str, Any]], gpus: float) -> int:
-    """Return how many actors of one core and `gpus` GPUs the nodes of a cluster hold together.
+def starter(config: PreencodeConfig, job: Job) -> Callable[[], Any]:
+    """Return what starts an actor with the room that the config gives it."""
+    from preencode.actor import EncodeActor
 
-    Raises ConfigError when there is no room for one: Ray would wait for a larger node for ever.
+    options = {"num_cpus": 1, "num_gpus": config.preencode.gpus_per_actor}
+    return lambda: EncodeActor.options(**options).remote(job)  # type: ignore[attr-defined]
+
+
+def passing(value: tuple[int, Any]) -> ImagenError | None:
+    """Return the error of an actor's answer that may pass: disks fill and empty, networks fail."""
+    return value[1] if isinstance(value[1], StorageError) else None
+
+
+def _record(result: Result, outcome: Outcome[Tar | str], events: log.JsonLog) -> bool:
+    """Note one outcome; tell whether it is the last of its item.
+
+    Raises ConfigError of an actor at once: every shard would have it.
     """
-    rooms = (node["Resources"] for node in nodes if node["Alive"])
-    fit = sum(int(min(room.get("CPU", 0), _gpu_room(room.get("GPU", 0), gpus))) for room in rooms)
-    if not fit:
-        raise ConfigError(
-            f"no node of the Ray cluster has 1 CPU and {gpus:g} GPUs, which an actor needs",
-            "set preencode.gpus_per_actor to what a node has; 0 encodes on cores",
-        )
-    return fit
-
-
-def _gpu_room(there: float, gpus: float) -> float:
-    if not gpus:
-        return math.inf
-    return there // gpus if gpus >= 1 else there * int(1 / gpus + 1e-9)  # a share is of one GPU
-
-
-def _record(result: Result, outcome: Outcome[Tar | str], events: log.JsonLog) -> None:
-    """Note one outcome. Raises ConfigError of an actor at once: every shard would have it."""
     item = str(outcome.item)
     if outcome.lost is not None:
         result.lost_actors += 1
         events.write(event="actor_lost", tar=item, reason=outcome.lost)
-        return
+        return False
+    if outcome.failed is not None:
+        result.retried += 1
+        events.write(event="retry", tar=item, reason=outcome.failed.message)
+        return False
     pid, value = outcome.value if outcome.error is None else (0, outcome.error)
     if isinstance(value, ConfigError):
         raise value
     if isinstance(value, ImagenError):
         result.failed[item] = value
         events.write(event="failed", tar=item, reason=value.message)
-        return
-    if value is None:
-        return  # encoder.json, of which there is nothing to tell
-    result.reports.append(value)
-    events.write(
-        event="shard",
-        shard=value.name,
-        pid=pid,
-        rows=value.rows,
-        captions=value.captions,
-        seconds=round(value.seconds, 3),
+    elif value is not None:  # encoder.json has nothing to tell
+        result.done.add(value)
+        events.write(event="shard", pid=pid, **value.event())
+    return True
+
+
+def finish(result: Result, tars: Sequence[Tar]) -> None:
+    """Write the two manifests that say "complete", from those of all shards."""
+    job = result.job
+    indexed, embedded = storage.sizes(job.index_dir), storage.sizes(job.embedding_dir)
+
+    def one(tar: Tar) -> dict[str, Any]:
+        return shard.index_manifest(job, tar, indexed) or _gone(tar)
+
+    def two(tar: Tar) -> dict[str, Any]:
+        return shard.embedding_manifest(job, tar.name, embedded) or _gone(tar)
+
+    result.data = prepared.publish(job.index_dir, each(tars, one, job.index_dir), job.heldout)
+    result.embedded = embeddings.publish_set(
+        job.embedding_dir,
+        job.fingerprint,
+        result.data["fingerprint"],
+        each(tars, two, job.embedding_dir),
     )
 
 
-def _finish(result: Result, tars: Sequence[Tar]) -> None:
-    """Write the two manifests that say "complete", from those of all shards."""
-    job = result.job
-    indexed, embedded = [], []
-    for tar in tars:
-        one = shard.index_manifest(job, tar)
-        two = shard.embedding_manifest(job, tar.name)
-        if one is None or two is None:
-            raise ImagenError(
-                f"the files of shard `{tar}` disappeared while others were worked on",
-                "run the same command again",
-            )
-        indexed.append(one)
-        embedded.append(two)
-    result.data = prepared.publish(job.index_dir, indexed, job.heldout)
-    result.embedded = embeddings.publish_set(
-        job.embedding_dir, job.fingerprint, result.data["fingerprint"], embedded
+def _gone(tar: Tar) -> dict[str, Any]:
+    raise ImagenError(
+        f"the files of shard `{tar}` disappeared while others were worked on",
+        "run the same command again",
     )

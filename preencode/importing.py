@@ -1,19 +1,31 @@
-"""Bring a source in: from its images to WebDataset tar shards, manifest last."""
+"""Bring a source in: from its images to WebDataset tar shards, manifest last.
 
-import hashlib
-import io
+```
+<out>/data/00000.tar        samples: KEY.jpg (or .png, .webp), KEY.txt, for most sources KEY.json
+<out>/data/00000.json       what the shard holds and what was left out; it is finished
+<out>/data/failures.jsonl   all rows that were left out: row, where, reason, detail
+<out>/data/manifest.json    the import is finished (kind "source")
+```
+"""
+
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from imagen import manifest, storage
 from imagen.config import to_tree
-from imagen.data import digits, tars
+from imagen.data import tars
 from imagen.errors import ConfigError, ShardError
-from preencode.config import PreencodeConfig, SourceConfig
+from preencode.config import PreencodeConfig
+from preencode.sources import shards
+from preencode.sources.config import SourceConfig, identity
+from preencode.sources.opening import open_source
+from preencode.sources.rows import Slice, Source
 from runtime import progress
 
-Sample = tuple[str, dict[str, bytes]]
+FAILURES = "failures.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +38,23 @@ class Imported:
     size_bytes: int
     fresh: bool
     """Written just now; False: it was there already."""
+    left_out: Mapping[str, int]
+    """Rows that could not be used, by reason; they are listed in `failures.jsonl`."""
+    ignored: Mapping[str, int]
+    """Files that are no rows, by suffix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an import would do."""
+
+    title: str
+    rows: int | None
+    size_bytes: int | None
+    shards: int | None
+    """Of the whole source; None: its end is not known."""
+    finished: int
+    """Shards that are there already."""
 
 
 def manifest_path(config: PreencodeConfig) -> str:
@@ -34,8 +63,8 @@ def manifest_path(config: PreencodeConfig) -> str:
 
 
 def settings(config: PreencodeConfig) -> dict[str, Any]:
-    """Return what decides the bytes of an import."""
-    return {"source": to_tree(_source(config)), "seed": config.seed}
+    """Return what decides the bytes of an import, given the content of its source."""
+    return {"source": to_tree(identity(_source(config))), "seed": config.seed}
 
 
 def _source(config: PreencodeConfig) -> SourceConfig:
@@ -49,70 +78,106 @@ def _source(config: PreencodeConfig) -> SourceConfig:
 
 def done(config: PreencodeConfig) -> Mapping[str, Any] | None:
     """Return the manifest of a complete import with these settings, else None."""
-    body = manifest.read_if_complete(manifest_path(config), "source")
-    wanted = settings(config)
+    wanted = settings(config)  # first, because it refuses tars that are used in place
+    body = _complete(config)
     return body if body is not None and {k: body.get(k) for k in wanted} == wanted else None
+
+
+def _complete(config: PreencodeConfig) -> dict[str, Any] | None:
+    listing = storage.sizes(config.tars)
+    return manifest.read_if_complete(manifest_path(config), "source", listing)
+
+
+def _done_of(config: PreencodeConfig, source: Source) -> Mapping[str, Any] | None:
+    """Return the manifest of a complete import of what the source holds now, else None."""
+    body = done(config)
+    return body if body is not None and body.get("listing", "") == source.listing else None
+
+
+def _identity(config: PreencodeConfig, source: Source) -> str:
+    return manifest.fingerprint({**settings(config), "listing": source.listing})
+
+
+def plan(config: PreencodeConfig) -> Plan:
+    """Look at the source and at what is imported of it, touching nothing."""
+    source = open_source(_source(config), config.seed)
+    if source.rows is None:
+        return Plan(source.title, None, source.size_bytes, None, 0)
+    slices = list(_slices(source, source.rows))
+    there = len(slices)
+    if _done_of(config, source) is None:
+        fingerprint, files = _identity(config, source), storage.sizes(config.tars)
+        found = (
+            shards.finished(config.tars, files, i, fingerprint, s) for i, s in enumerate(slices)
+        )
+        there = sum(body is not None for body in found)
+    return Plan(source.title, source.rows, source.size_bytes, len(slices), there)
+
+
+def _slices(source: Source, rows: int) -> Iterator[Slice]:
+    return takewhile(lambda part: part.start < rows, source.slices())
 
 
 def run(config: PreencodeConfig) -> Imported:
     """Import the source of `config` into `<out>/data`, or find that it is there."""
-    shards, body = _source(config).shards, done(config)
+    source = open_source(_source(config), config.seed)
     storage.sweep_temporary(config.tars)
+    body = _done_of(config, source)
     if body is not None:
         return _imported(config, body, fresh=False)
-    _discard(config)
-    samples = digit_samples(config.seed)
-    files: dict[str, dict[str, Any]] = {}
-    with progress.bar("import digits", len(samples), "samples") as bar:
-        for i in range(shards):
-            part = samples[i * len(samples) // shards : (i + 1) * len(samples) // shards]
-            packed = tars.write_tar(_encode(part))
-            files |= manifest.put_files(config.tars, {f"{i:05d}.tar": packed})
-            bar.advance(len(part))
-    body = {**settings(config), "samples": len(samples), "files": files}
+    storage.delete(manifest_path(config))
+    total = _bring(config, source)
+    body = {**settings(config), "listing": source.listing, **_publish(config, source, total)}
     manifest.write(manifest_path(config), "source", body)
     return _imported(config, body, fresh=True)
 
 
+def _bring(config: PreencodeConfig, source: Source) -> shards.Total:
+    """Write the shards that are not finished; return what all hold."""
+    section, fingerprint = _source(config), _identity(config, source)
+    writer = shards.Writer(config.tars, fingerprint, source, section.shard_bytes)
+    files, total = writer.discard_others(), shards.Total()
+    with progress.bar(f"import {section.name}", source.rows, "rows") as bar:
+        for number, part in enumerate(source.slices()):
+            body = shards.finished(config.tars, files, number, fingerprint, part)
+            if body is None:
+                body = writer.write(number, part, bar)
+            else:
+                bar.advance(body["rows"])
+            total.add(body)
+            if body["rows"] < len(part):
+                break  # the source has ended
+    return total
+
+
+def _publish(config: PreencodeConfig, source: Source, total: shards.Total) -> dict[str, Any]:
+    """Publish the list of failures; return what the manifest says of the rows."""
+    path = storage.join(config.tars, FAILURES)
+    if total.failures:
+        lines = (json.dumps(failure) + "\n" for failure in total.failures)
+        storage.put(path, "".join(lines).encode("ascii"))
+    else:
+        storage.delete(path)
+    if not total.samples:
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in sorted(total.left_out.items()))
+        raise ShardError(
+            f"{source.title}: no usable row among {total.rows:,}: {reasons or 'it is empty'}",
+            f"see `{path}`" if total.failures else None,
+        )
+    return {
+        "rows": total.rows,
+        "samples": total.samples,
+        "left_out": dict(sorted(total.left_out.items())),
+        "ignored": dict(source.ignored),
+        "files": total.files,
+    }
+
+
 def _imported(config: PreencodeConfig, body: Mapping[str, Any], *, fresh: bool) -> Imported:
     size = sum(f["bytes"] for f in body["files"].values())
-    return Imported(config.tars, body["samples"], len(body["files"]), size, fresh)
-
-
-def _discard(config: PreencodeConfig) -> None:
-    """Take back an earlier import with other settings: its manifest, then what it lists."""
-    path = manifest_path(config)
-    if not storage.exists(path):
-        return
-    try:
-        stale = list(manifest.read(path, "source")["files"])
-    except ShardError:
-        stale = []  # a damaged manifest lists nothing; tars of the same names are replaced
-    storage.delete(path)
-    for name in stale:
-        storage.delete(storage.join(config.tars, name))
-
-
-def digit_samples(seed: int) -> list[tuple[str, Any, str]]:
-    """Return (key, image, caption) of all digits, shuffled and worded by `seed`."""
-    samples = []
-    for i, (image, digit) in enumerate(digits.images()):
-        text = digits.caption(digit, _draw(seed, "phrasing", i) % len(digits.PHRASINGS))
-        samples.append((f"digit{i:04d}", image, text))
-    order = sorted(range(len(samples)), key=lambda i: _draw(seed, "order", i))
-    return [samples[i] for i in order]
-
-
-def _draw(seed: int, purpose: str, i: int) -> int:
-    """Return 64 bits for sample `i`: SHA-256, so that no library can change an import."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {purpose} {i}".encode()).digest()[:8], "big")
-
-
-def _encode(samples: list[tuple[str, Any, str]]) -> Iterator[Sample]:
-    for key, image, text in samples:
-        out = io.BytesIO()
-        image.save(out, "png")
-        yield key, {"png": out.getvalue(), "txt": text.encode("utf8")}
+    left_out, ignored = body.get("left_out", {}), body.get("ignored", {})
+    count = len(body["files"])
+    return Imported(config.tars, body["samples"], count, size, fresh, left_out, ignored)
 
 
 def list_tars(config: PreencodeConfig) -> list[tars.Tar]:
@@ -122,7 +187,7 @@ def list_tars(config: PreencodeConfig) -> list[tars.Tar]:
     finished.
     """
     in_place = bool(config.data.tars)
-    body = manifest.read_if_complete(manifest_path(config), "source") if in_place else done(config)
+    body = _complete(config) if in_place else done(config)
     if body is not None:
         # the checksum, so that the same import in another place is indexed to the same bytes
         return [

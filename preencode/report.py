@@ -1,75 +1,29 @@
-"""What the stage tells people: the plan of a dry run, and the summary of a run."""
+"""What the stage tells people: what was done, what was left out and why."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from imagen import storage
-from imagen.data import index, tars
-from imagen.errors import ConfigError, ImagenError
-from imagen.project import absolute
-from preencode import importing, shard
-from preencode.config import PreencodeConfig
-from preencode.driver import Result, make_job, work_left
-from preencode.shard import Job, Shard
-
-TOKENS_PER_WORD = 1.3
-"""Of T5 on English captions; plus one for the end of each."""
-
-
-def plan_lines(config: PreencodeConfig) -> Iterator[str]:
-    """Describe the work left, touching nothing."""
-    config = absolute(config)
-    try:
-        paths = importing.list_tars(config)
-    except ImagenError as err:
-        yield f"{err.message}: nothing to index yet ({err.hint})"
-        return
-    yield f"tar shards      {len(paths)} in {config.tars}"
-    try:
-        job = make_job(config, download=False)
-    except ConfigError as err:
-        yield f"encoder         {config.text.encoder}: not on this machine yet ({err.message})"
-        return
-    left = work_left(job, paths)
-    encode = [s for s in left if s.needs_embeddings]
-    yield f"encoder         {config.text.encoder}, fingerprint {job.fingerprint}"
-    yield f"to index        {sum(s.needs_index for s in left)} shards"
-    yield f"to encode       {len(encode)} shards"
-    if encode:
-        yield from _volume(config, job, encode)
-
-
-def _volume(config: PreencodeConfig, job: Job, encode: Sequence[Shard]) -> Iterator[str]:
-    """Estimate captions and bytes: exact counts where indexed, else from one shard read now."""
-    manifests = [shard.index_manifest(job, s.tar) for s in encode]
-    known = sum(m["rows"] for m in manifests if m is not None)
-    path = encode[0].tar.path
-    content = tars.open_tar(path)
-    first = index.index_tar(content, path, job.heldout)
-    unknown = sum(
-        storage.size(s.tar.path) for s, m in zip(encode, manifests, strict=True) if m is None
-    )
-    captions = known + round(unknown * len(first.captions) / len(content))
-    yield f"captions        {'' if not unknown else 'about '}{captions:,}"
-    distinct = set(first.captions)
-    tokens = sum(min(1 + TOKENS_PER_WORD * len(c.split()), job.text.max_tokens) for c in distinct)
-    dim = config.text.dim or next(iter(config.members.values())).network.text_dim
-    size = captions * tokens / len(first.captions) * dim * 2
-    yield f"embeddings      about {human_bytes(size)} in {job.embedding_dir}"
+from preencode.driver import Result
+from preencode.totals import Totals
 
 
 def summary_lines(result: Result) -> Iterator[str]:
     """Describe what a run did, and what was left out and why."""
-    indexed = sum(r.indexed for r in result.reports)
-    encoded = sum(r.encoded for r in result.reports)
-    if not result.reports and not result.failed:
+    done = result.done
+    if not done.shards and not result.failed:
         yield f"nothing to do: {result.shards} shards are indexed and encoded"
     else:
         yield (
-            f"indexed {indexed} and encoded {encoded} of {result.shards} shards "
+            f"indexed {done.indexed} and encoded {done.encoded} of {result.shards} shards "
             f"in {result.seconds:.1f} s"
         )
+    if done.tokens:
+        yield _speed_line(done, result.seconds)
     if result.lost_actors:
         yield f"{result.lost_actors} actors were lost and replaced"
+    if result.retried:
+        yield f"{result.retried} times reading or writing failed and was tried again"
+    yield from _unfinished_lines(result)
     if result.data is not None:
         yield from _data_lines(result.data, result.largest_px)
     if result.embedded is not None:
@@ -79,6 +33,24 @@ def summary_lines(result: Result) -> Iterator[str]:
         yield f"       {error.hint or 'run the same command again'}"
     if result.failed:
         yield f"{len(result.failed)} failed, the data set is incomplete; what is done stays"
+
+
+def _speed_line(done: Totals, seconds: float) -> str:
+    return (
+        f"speed           {done.captions / seconds:,.0f} captions/s, "
+        f"{done.tokens / seconds:,.0f} tokens/s over all; in the encoder "
+        f"{done.tokens / done.encode_s:,.0f} tokens/s an actor, {done.utilization:.0%} of the rate "
+        "of its matrix products"
+    )
+
+
+def _unfinished_lines(result: Result) -> Iterator[str]:
+    if result.unfinished:
+        names = ", ".join(result.unfinished[:5]) + (" …" if len(result.unfinished) > 5 else "")
+        yield (
+            f"not finished    {len(result.unfinished)} tars have no _stats.json of img2dataset and "
+            f"are left out: {names}"
+        )
 
 
 def _data_lines(data: dict, largest_px: int) -> Iterator[str]:
@@ -98,9 +70,12 @@ def _data_lines(data: dict, largest_px: int) -> Iterator[str]:
 
 def _embedding_lines(embedded: dict, folder: str) -> Iterator[str]:
     yield (
-        f"captions        {embedded['captions']:,} distinct in their shard, "
-        f"{embedded['tokens']:,} tokens, in {folder}"
+        f"captions        {embedded['captions']:,} distinct in their shard of "
+        f"{embedded['rows']:,}, {embedded['tokens']:,} tokens"
     )
+    size = embedded["bytes"]
+    yield f"embeddings      {human_bytes(size)}, {human_bytes(size / embedded['rows'])} a sample"
+    yield f"                in {folder}"
     if embedded["empty"]:
         yield f"empty           {embedded['empty']:,} captions, kept as the end of sequence alone"
     if embedded["truncated"]:

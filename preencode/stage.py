@@ -82,9 +82,3 @@ def _unfinished(config: PreencodeConfig, left: int, total: int) -> tuple[Status,
     if not begun:
         return "missing", f"{total} shards to index and encode"
     return "partial", f"{left} of {total} shards left"
-
-
-def state(config: PreencodeConfig) -> StageState:
-    """Return the state of the whole stage: that of the first step which is not done."""
-    first = import_state(config)
-    return encode_state(config) if first.status == "done" else first

@@ -187,7 +187,7 @@ def problem(command, monkeypatch):
 def check_config(args):
     from pipeline.config import load
 
-    if args.config != "CONFIG":
+    if getattr(args, "config", "CONFIG") != "CONFIG":
         keys = [o for o in args.overrides if not o.startswith("member=")]
         load(str(ROOT / args.config), keys)
 

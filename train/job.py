@@ -9,6 +9,7 @@ from imagen import storage
 from imagen.data.embeddings import EmbeddingSet
 from imagen.data.order import Order
 from imagen.data.prepared import Prepared
+from imagen.data.resize import open_set
 from train import data, rundir
 from train.attempts import Launch
 from train.config import TrainConfig, TrainStageConfig
@@ -51,6 +52,7 @@ class Inputs:
     """The data of a run and its order."""
 
     prepared: Prepared
+    """The images as they are read: the data set's own, or at the member's size (data.prepare)."""
     embeddings: EmbeddingSet | None
     """None: the member takes no text."""
     order: Order
@@ -60,14 +62,17 @@ class Inputs:
     def open(cls, config: TrainStageConfig, member: str) -> "Inputs":
         """Open the data of a member. Raises ShardError, ConfigError."""
         train, network = config.of(member), config.members[member].network
-        prepared = Prepared.open(config.index, CACHE)
+        source = prepared = Prepared.open(config.index, CACHE)
+        if config.data.prepare:
+            folder, target = config.prepared_dir(member), config.target(member)
+            prepared = open_set(folder, source, target, CACHE)
         embeddings = None
         if network.text_dim:
             embeddings = EmbeddingSet.find(config.embeddings, config.text, prepared, CACHE)
         encoder = None if embeddings is None else embeddings.fingerprint
         sizes = [shard.train for shard in prepared.shards]
         order = Order(sizes, config.seed, train.lanes, train.window, train.global_batch)
-        identity = rundir.identity(config, member, prepared.fingerprint, encoder)
+        identity = rundir.identity(config, member, source.fingerprint, encoder)
         return cls(prepared, embeddings, order, identity)
 
     def samples(self, config: TrainStageConfig, member: str) -> data.Samples:

@@ -15,7 +15,7 @@ from typing import Any
 
 from imagen import checkpoint, manifest, storage
 from imagen import config as configs
-from imagen.data import images, order
+from imagen.data import images, order, resize
 from imagen.diffusion.config import DiffusionConfig
 from imagen.errors import CheckpointError
 from imagen.network.config import UNetConfig
@@ -43,7 +43,8 @@ def identity(
 ) -> dict[str, Any]:
     """Return what may not change while a run goes on, by the name a person knows it by.
 
-    `data` and `encoder` are fingerprints; a member without text has no encoder.
+    `data` and `encoder` are fingerprints; a member without text has no encoder. `data` is of the
+    source also when the images are prepared: evaluation compares it between members.
     """
     train, previous = config.of(member), config.previous_shape(member)
     return {
@@ -58,6 +59,7 @@ def identity(
         "network": configs.to_tree(config.members[member].network),
         "diffusion": configs.to_tree(config.members[member].diffusion),
         "order and decoding": [order.VERSION, images.VERSION],
+        "prepared images": resize.VERSION if config.data.prepare else None,
     }
 
 
@@ -71,6 +73,7 @@ def known_identity(stored: dict[str, Any]) -> dict[str, Any]:
     """Return an identity as today's code would have stored it: with options that came later."""
     takes_text = stored["network"]["text_dim"] > 0
     return {
+        "prepared images": None,
         **stored,
         "encoder fingerprint": stored["encoder fingerprint"] if takes_text else None,
         "network": _completed(stored["network"], UNetConfig),

@@ -124,7 +124,7 @@ def describe(config: TrainStageConfig, member: str) -> str:
         f"network           {parameters(config, member):,} weights",
         f"pictures          {_pictures(config, member)}, {train.precision}",
         f"data              {order.samples:,} training samples in {len(order.shard_sizes)} shards, "
-        f"fingerprint {inputs.prepared.fingerprint}",
+        f"fingerprint {inputs.identity['data fingerprint']}",
         f"embeddings        {_embeddings(inputs)}",
         f"an epoch          {order.steps_per_epoch:,} steps; "
         f"{order.samples - order.steps_per_epoch * train.global_batch} samples left out, "
@@ -148,7 +148,8 @@ def _pictures(config: TrainStageConfig, member: str) -> str:
     shape, lowres = config.members[member].shape, config.previous_shape(member)
     px = config.of(member).crop_px
     crops = f"crops of {px} px out of " if px else ""
-    return f"{crops}{told(*shape)} px" + (f", from {told(*lowres)} px" if lowres else "")
+    prepared = ", prepared" if config.data.prepare else ""
+    return f"{crops}{told(*shape)} px{prepared}" + (f", from {told(*lowres)} px" if lowres else "")
 
 
 def _batches(config: TrainStageConfig, member: str) -> list[str]:

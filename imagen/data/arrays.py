@@ -1,12 +1,14 @@
 """Arrays as plain `.npy` files: to bytes, and back as memory maps that were checked."""
 
 import io
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from imagen import manifest, storage
+from imagen import manifest, staging, storage
 from imagen.errors import ShardError
 
 
@@ -15,6 +17,30 @@ def to_npy(array: np.ndarray) -> bytes:
     out = io.BytesIO()
     np.save(out, array, allow_pickle=False)
     return out.getvalue()
+
+
+def write_npy(
+    path: str, shape: tuple[int, ...], dtype: npt.DTypeLike, fill: Callable[[np.ndarray], None]
+) -> dict[str, Any]:
+    """Publish a `.npy` file that need not fit into memory; return its entry for a manifest.
+
+    `fill` gets the array, memory-mapped and writable, its room on the disk already taken; when it
+    raises, nothing is published. Raises StorageError.
+    """
+    header = io.BytesIO()
+    described = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": described, "fortran_order": False, "shape": shape}
+    )
+    start = header.tell()
+    size = start + math.prod(shape) * np.dtype(dtype).itemsize
+    with staging.staged(path, size) as temp:
+        with open(temp, "r+b") as file:
+            file.write(header.getvalue())
+        array = np.memmap(temp, dtype, "r+", offset=start, shape=shape)
+        fill(array)
+        array.flush()
+        return {"bytes": size, "crc32c": storage.crc32c_file(temp)}
 
 
 def open_npy(

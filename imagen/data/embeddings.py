@@ -5,6 +5,7 @@ Files of shard `00000` in `<root>/<encoder fingerprint>/`, the manifest last:
 ```
 00000.tokens.npy   float16 (total_tokens, dim)   rows of all distinct captions, one after another
 00000.offsets.npy  int64   (captions + 1,)       caption i is tokens[offsets[i]:offsets[i + 1]]
+00000.ids.npy      int32   (total_tokens,)       token ids of the rows of tokens
 00000.slots.npy    int32   (rows,)               sample row -> its caption
 00000.keys.npy     'S'     (rows,)               sample row -> its key
 00000.json         manifest (kind "embeddings")
@@ -14,7 +15,7 @@ Files of shard `00000` in `<root>/<encoder fingerprint>/`, the manifest last:
 of the empty caption; `manifest.json` (kind "embedding-set") says that all shards are there.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -28,12 +29,13 @@ from imagen.data.prepared import OPEN_SHARDS, Prepared
 from imagen.errors import ConfigError, ShardError
 from imagen.text.config import TextConfig
 
+_CHECK_BYTES = 16 * 2**20
 _RUN = "run `python -m preencode CONFIG` with this config"
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingShard:
-    """The embeddings of one tar shard."""
+    """The embeddings of one tar shard, memory-mapped."""
 
     tokens: np.ndarray
     offsets: np.ndarray
@@ -41,32 +43,72 @@ class EmbeddingShard:
     keys: np.ndarray
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What is known of a shard before its captions are encoded: all but the values."""
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    slots: np.ndarray
+    keys: np.ndarray
+
+    def key_at(self, token: int) -> str:
+        """Return the key of the first sample whose caption has a row of the token matrix."""
+        caption = int(np.searchsorted(self.offsets, token, side="right")) - 1
+        key = self.keys[np.flatnonzero(self.slots == caption)[0]]
+        return bytes(key).decode("utf8", "backslashreplace")
+
+
 def publish_shard(
-    folder: str, name: str, shard: EmbeddingShard, facts: Mapping[str, Any]
+    folder: str,
+    name: str,
+    layout: Layout,
+    dim: int,
+    fill: Callable[[np.ndarray], None],
+    facts: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write one shard's files; return its manifest. `facts`: encoder, digest and counts.
 
-    Raises ShardError, and writes nothing, when a value is not finite.
+    `fill` writes the token matrix, (total_tokens, dim) float16, straight into the file's memory
+    map. Raises ShardError, and publishes nothing, when a value is not finite; StorageError.
     """
-    if not np.isfinite(shard.tokens).all():
-        raise ShardError(
-            f"shard {name}: the encoder returned values that are not finite (or exceed float16)",
-            "use another text.dtype or encoder; nothing was written for this shard",
-        )
-    parts = ("tokens", "offsets", "slots", "keys")
-    files = {f"{name}.{part}.npy": arrays.to_npy(getattr(shard, part)) for part in parts}
+
+    def checked(tokens: np.ndarray) -> None:
+        fill(tokens)
+        _check_finite(name, layout, tokens)
+
+    storage.delete(manifest_path(folder, name))  # no manifest while what it lists is replaced
+    file = f"{name}.tokens.npy"
+    shape = (len(layout.ids), dim)
+    tokens = arrays.write_npy(storage.join(folder, file), shape, np.float16, checked)
+    parts = ("offsets", "ids", "slots", "keys")
+    files = {f"{name}.{part}.npy": arrays.to_npy(getattr(layout, part)) for part in parts}
     body = {
         "shard": name,
-        "rows": len(shard.slots),
-        "captions": len(shard.offsets) - 1,
-        "tokens": len(shard.tokens),
-        "dim": int(shard.tokens.shape[1]),
+        "rows": len(layout.slots),
+        "captions": len(layout.offsets) - 1,
+        "tokens": len(layout.ids),
+        "dim": dim,
         "dtype": "float16",
         **facts,
-        "files": manifest.put_files(folder, files),
+        "files": {file: tokens, **manifest.put_files(folder, files)},
     }
     manifest.write(manifest_path(folder, name), "embeddings", body)
     return body
+
+
+def _check_finite(name: str, layout: Layout, tokens: np.ndarray) -> None:
+    """Raise ShardError that names the sample when a value is not finite; looks piece by piece."""
+    rows = max(1, _CHECK_BYTES // max(1, tokens.shape[1] * tokens.itemsize))
+    for start in range(0, len(tokens), rows):
+        finite = np.isfinite(tokens[start : start + rows]).all(axis=1)
+        if not finite.all():
+            key = layout.key_at(start + int(np.argmin(finite)))
+            raise ShardError(
+                f"shard {name}: the encoder returned values that are not finite (or exceed "
+                f"float16), first for the caption of `{key}`",
+                "use another text.dtype or encoder; nothing was written for this shard",
+            )
 
 
 def publish_encoder(folder: str, text: TextConfig, fingerprint: str, null: np.ndarray) -> None:
@@ -81,17 +123,21 @@ def publish_encoder(folder: str, text: TextConfig, fingerprint: str, null: np.nd
     manifest.write(storage.join(folder, "encoder.json"), "encoder", body)
 
 
+COUNTS = ("rows", "captions", "tokens", "truncated", "lost_tokens", "empty")
+
+
 def publish_set(
-    folder: str, fingerprint: str, data_fingerprint: str, shards: Sequence[Mapping[str, Any]]
+    folder: str, fingerprint: str, data_fingerprint: str, shards: Iterable[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """Say that the embeddings of a data set are complete, from the manifests of its shards."""
-    counts = ("rows", "captions", "tokens", "truncated", "lost_tokens", "empty")
-    body = {
-        "encoder": fingerprint,
-        "data": data_fingerprint,
-        **{key: sum(s[key] for s in shards) for key in counts},
-        "shards": [{key: s[key] for key in ("shard", "rows", "digest")} for s in shards],
-    }
+    total = dict.fromkeys((*COUNTS, "bytes"), 0)
+    listed = []
+    for shard in shards:
+        for key in COUNTS:
+            total[key] += shard[key]
+        total["bytes"] += sum(file["bytes"] for file in shard["files"].values())
+        listed.append({key: shard[key] for key in ("shard", "rows", "digest")})
+    body = {"encoder": fingerprint, "data": data_fingerprint, **total, "shards": listed}
     manifest.write(storage.join(folder, "manifest.json"), "embedding-set", body)
     return body
 
@@ -160,12 +206,17 @@ class EmbeddingSet:
                 _RUN,
             )
 
-        def load(part: str) -> np.ndarray:
-            file = f"{name}.{part}.npy"
-            path, entry = storage.join(self.folder, file), body["files"][file]
-            return arrays.open_npy(path, entry, self.cache, big=part == "tokens")
+        parts = ("tokens", "offsets", "slots", "keys")
+        return EmbeddingShard(*(open_part(self.folder, body, part, self.cache) for part in parts))
 
-        return EmbeddingShard(*(load(part) for part in ("tokens", "offsets", "slots", "keys")))
+
+def open_part(
+    folder: str, body: Mapping[str, Any], part: str, cache: str | None = None
+) -> np.ndarray:
+    """Return one array of the shard whose manifest is `body`: tokens, offsets, ids, slots, keys."""
+    file = f"{body['shard']}.{part}.npy"
+    entry = body["files"][file]
+    return arrays.open_npy(storage.join(folder, file), entry, cache, big=part == "tokens")
 
 
 def _choose(root: str, text: TextConfig) -> tuple[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ Files of shard `00000` in the index folder, the manifest last:
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from imagen.data.samples import Bad, Sample, examine, read_caption
 from imagen.data.tars import Buffer, list_members
 from imagen.errors import ShardError
 
-VERSION = 2
+VERSION = 3
 """Raise it when the files or what is left out change: shards of another version are done again."""
 
 ROW = np.dtype(
@@ -127,6 +127,7 @@ def publish(folder: str, name: str, index: ShardIndex, source: Mapping[str, Any]
 
     `source` says what was indexed, and is compared to tell whether an index is still good.
     """
+    storage.delete(manifest_path(folder, name))  # no manifest while what it lists is replaced
     lines = [json.dumps(asdict(b), ensure_ascii=True) + "\n" for b in index.bad]
     files = {
         f"{name}.index.npy": arrays.to_npy(index.rows),
@@ -173,11 +174,3 @@ def captions(tar: Buffer, rows: np.ndarray) -> list[str]:
         )
         for row in rows
     ]
-
-
-def total(shards: Sequence[Mapping[str, Any]], key: str) -> dict[str, int]:
-    """Add up the counts `bad` or `sides` of many shards."""
-    added: Counter[str] = Counter()
-    for shard in shards:
-        added.update(shard[key])
-    return dict(sorted(added.items()))

@@ -1,6 +1,7 @@
 """A prepared data set: tar shards that have been indexed, read by (shard, row)."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -57,23 +58,27 @@ def resolve_tar(index_dir: str, stored: str) -> str:
     return storage.join(home, stored[3:]) if stored.startswith("../") else stored
 
 
-def publish(index_dir: str, shards: Sequence[Mapping[str, Any]], heldout: float) -> dict[str, Any]:
+def publish(index_dir: str, shards: Iterable[Mapping[str, Any]], heldout: float) -> dict[str, Any]:
     """Write the manifest of a data set, last of all, from the manifests of its shards."""
-    identity = [[s[k] for k in ("shard", "digest", "images_crc32c")] for s in shards]
+    total = dict.fromkeys((*_COUNTS, "empty"), 0)
+    bad, sides = Counter[str](), Counter[str]()
+    listed = []
+    for shard in shards:
+        for key in total:
+            total[key] += shard[key]
+        bad.update(shard["bad"])
+        sides.update(shard["sides"])
+        facts = ("tar", *_COUNTS, "digest", "images_crc32c")
+        listed.append({"name": shard["shard"], **{key: shard[key] for key in facts}})
+    identity = [[s[k] for k in ("name", "digest", "images_crc32c")] for s in listed]
     body = {
         "version": index.VERSION,
         "fingerprint": manifest.fingerprint({"shards": identity, "heldout": heldout}),
         "heldout_share": heldout,
-        **{key: sum(s[key] for s in shards) for key in (*_COUNTS, "empty")},
-        "bad": index.total(shards, "bad"),
-        "sides": index.total(shards, "sides"),
-        "shards": [
-            {
-                "name": s["shard"],
-                **{k: s[k] for k in ("tar", *_COUNTS, "digest", "images_crc32c")},
-            }
-            for s in shards
-        ],
+        **total,
+        "bad": dict(sorted(bad.items())),
+        "sides": dict(sorted(sides.items())),
+        "shards": listed,
     }
     manifest.write(storage.join(index_dir, "manifest.json"), "dataset", body)
     return body

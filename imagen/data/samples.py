@@ -1,12 +1,13 @@
 """From the files of a tar to samples: an image and a caption under one key, or the reason why not.
 
 Samples that cannot be used are left out here, once, and counted by reason, so that training never
-meets them: `no_image`, `bad_image`, `no_caption`, `non_utf8`, `duplicate_key`. Members whose names
-give no key are counted, too: `no_extension`, `hidden`.
+meets them: `no_image`, `bad_image`, `image_size`, `no_caption`, `caption_size`, `non_utf8`,
+`duplicate_key`. Members whose names give no key are counted, too: `no_extension`, `hidden`.
 """
 
 import io
 import json
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -15,6 +16,12 @@ from PIL import Image
 from imagen.data.tars import Buffer, Member, split_name
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+SMALLEST_PX = 4
+"""Shorter side of an image; scraped sets hold tracking pixels and rules of 1 px."""
+LARGEST_PIXELS = Image.MAX_IMAGE_PIXELS or 0
+"""89 million: above it Pillow takes an image for a decompression bomb. 8 bits RGB are 268 MB."""
+LARGEST_CAPTION_BYTES = 64 * 1024
+"""A longer one is no caption, but a page that got into its place; T5 reads 128 tokens of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,18 +134,29 @@ def _data(tar: Buffer, member: Member) -> bytes:
 
 def _caption(raw: bytes, is_json: bool) -> str:
     try:
-        return read_caption(raw, is_json)
+        text = read_caption(raw, is_json)
     except UnicodeError as err:
         raise _BadSampleError("non_utf8", str(err)) from None
     except ValueError as err:
         raise _BadSampleError("no_caption", str(err)) from None
+    if (size := len(text.encode("utf8"))) > LARGEST_CAPTION_BYTES:
+        raise _BadSampleError("caption_size", f"{size:,} bytes")
+    return text
 
 
 def _dimensions(data: bytes) -> tuple[int, int]:
     """Return (width, height) from the image's header, without decoding it."""
+    bomb = Image.DecompressionBombWarning, Image.DecompressionBombError
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.size
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as image:
+                width, height = image.size
+    except bomb:
+        raise _BadSampleError("image_size", f"more than {LARGEST_PIXELS:,} pixels") from None
     except Exception as err:  # hostile bytes raise anything in Pillow's plugins
         detail = str(err).partition(" <_io")[0]  # Pillow adds a memory address
         raise _BadSampleError("bad_image", f"{detail} ({len(data)} bytes)") from None
+    if min(width, height) < SMALLEST_PX:
+        raise _BadSampleError("image_size", f"{width}x{height} px")
+    return width, height

@@ -23,6 +23,8 @@ _END = bytes(BLOCK)
 _REGULAR = (b"0", b"\0", b"7")
 _EXTENDED = (b"x", b"g", b"L", b"K", b"S")
 _OCTAL = re.compile(rb"[ \0]*([0-7]*)[ \0]*")
+STATS = "_stats.json"
+"""End of the name of the file that img2dataset writes when a shard is complete."""
 RESERVED = ("manifest", "encoder")
 """Names of files that stand beside those of the shards."""
 
@@ -187,14 +189,19 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 
 def list_tars(folder: str) -> list[Tar]:
-    """Return the tar shards of a folder or URL, sorted by name.
+    """Return the tar shards of a folder or URL, sorted by name, from one listing.
 
-    Raises ShardError when there are none, or one has the name of a file of ours.
+    A tar that img2dataset has not finished is left out: `unfinished` names it. Raises ShardError
+    when there are none, or one has the name of a file of ours.
     """
-    names = [n for n in storage.listdir(folder) if n.endswith(".tar")]
-    if not names:
+    files = storage.scan(folder)
+    names = [n for n in files if n.endswith(".tar")]
+    left_out = set(_unfinished(files))
+    usable = [n for n in names if n not in left_out]
+    if not usable:
+        began = f", but {len(names)} that img2dataset has not finished" if names else ""
         raise ShardError(
-            f"no *.tar files in `{folder}`",
+            f"no *.tar files in `{folder}`{began}",
             "point data.tars at a folder of WebDataset shards, or import a source first",
         )
     if taken := {f"{name}.tar" for name in RESERVED} & set(names):
@@ -202,8 +209,21 @@ def list_tars(folder: str) -> list[Tar]:
             f"a tar in `{folder}` cannot be named {sorted(taken)[0]}",
             f"rename it; {' and '.join(RESERVED)} are names of our own files",
         )
-    paths = [storage.join(folder, n) for n in names]
-    return [Tar(path, storage.version(path)) for path in paths]
+    return [Tar(storage.join(folder, n), files[n].version) for n in usable]
+
+
+def unfinished(folder: str) -> list[str]:
+    """Return the names of the tars that img2dataset began and did not finish."""
+    return _unfinished(storage.scan(folder))
+
+
+def _unfinished(names: Iterable[str]) -> list[str]:
+    """img2dataset writes `00000_stats.json` last of a shard; a folder without any is not its."""
+    names = list(names)
+    finished = {n.removesuffix(STATS) for n in names if n.endswith(STATS)}
+    if not finished:
+        return []
+    return [n for n in names if n.endswith(".tar") and n.removesuffix(".tar") not in finished]
 
 
 def write_tar(samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> bytes:

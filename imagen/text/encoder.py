@@ -1,5 +1,6 @@
 """The frozen text encoder: captions in, ragged token embeddings out."""
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from imagen.text.config import TINY_T5, TextConfig
 if TYPE_CHECKING:
     import torch
 
-VERSION = 1
+VERSION = 2
 """Part of every fingerprint; raise it when the same files would give other embeddings."""
 
 
@@ -21,21 +22,35 @@ class TextEncoder:
     """A T5 encoder. An embedding depends on its caption only, not on its neighbours in a batch."""
 
     def __init__(
-        self, text: TextConfig, tokenizer: tokens.Tokenizer, model: "torch.nn.Module", code: str
+        self,
+        text: TextConfig,
+        tokenizer: tokens.Tokenizer,
+        model: "torch.nn.Module",
+        code: str,
+        batch_tokens: int | None = None,
     ) -> None:
         self.text = text
         self.fingerprint = code
+        from imagen.text.flat import FlatEncoder
+
         self._tokenizer = tokenizer
         self._model = model
+        self._flat = FlatEncoder(model)
+        default = plan.GPU_TOKENS if self._flat.device.type == "cuda" else plan.CPU_TOKENS
+        self._batch_tokens = batch_tokens or default
 
     @property
     def dim(self) -> int:
         """Width of the embeddings."""
-        return int(self._model.config.d_model)  # type: ignore[union-attr]
+        return int(self._flat.config.d_model)
 
     def tokenize(self, captions: Sequence[str]) -> tokens.TokenRows:
         """Return the token ids of captions; those over `text.max_tokens` are cut and counted."""
         return tokens.tokenize(self._tokenizer, captions, self.text.max_tokens, self.text.cleaning)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Return token ids as people read them: `▁cat`, or `#123` where that is not known."""
+        return self._tokenizer.pieces(ids)
 
     def encode(self, captions: Sequence[str]) -> list[np.ndarray]:
         """Return the embedding of each caption, (l, d) float32, equal captions once.
@@ -49,43 +64,67 @@ class TextEncoder:
     def encode_ids(
         self, rows: Sequence[Sequence[int]], dtype: type[np.floating]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return all embeddings, one after another (total_tokens, d), and offsets (n + 1) int64.
+        """Return all embeddings, one after another (total_tokens, d), and offsets (n + 1) int64."""
+        offsets = _offsets(rows)
+        out = np.empty((int(offsets[-1]), self.dim), dtype=dtype)
+        self.encode_into(rows, out)
+        return out, offsets
 
-        Batches are those of `plan`, so the same rows give the same bytes on the same machine.
+    def encode_into(self, rows: Sequence[Sequence[int]], out: np.ndarray) -> None:
+        """Write all embeddings, one after another, to `out` (total_tokens, d), which may be a map.
+
+        `out` is float16 or float32. Batches are those of `plan`, so the same rows give the same
+        bytes on the same machine; the outputs of two batches are in memory, no more.
         """
-        lengths = [len(row) for row in rows]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        flat = np.empty((int(offsets[-1]), self.dim), dtype=dtype)
-        for batch in plan.plan(lengths):
-            hidden = self._forward([rows[i] for i in batch], dtype)
-            for i, row in zip(batch, hidden, strict=True):
-                flat[offsets[i] : offsets[i + 1]] = row[: lengths[i]]
-        return flat, offsets
-
-    def _forward(self, rows: Sequence[Sequence[int]], dtype: type[np.floating]) -> np.ndarray:
-        """Return the outputs of one batch, (b, longest, d); what stands beyond a row is garbage."""
         import torch
 
-        device = next(self._model.parameters()).device
-        lengths = torch.tensor([len(row) for row in rows])
-        ids = torch.zeros((len(rows), int(lengths.max())), dtype=torch.int64)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
+        offsets = _offsets(rows)
+        size = int(offsets[-1])
+        assert out.shape == (size, self.dim), f"{size} tokens do not fill {out.shape}"
+        ids = np.fromiter(itertools.chain.from_iterable(rows), np.int64, size)
         self._check(ids)
-        mask = torch.arange(ids.shape[1]) < lengths[:, None]
-        with torch.inference_mode():
-            output = self._model(input_ids=ids.to(device), attention_mask=mask.to(device))
-        wanted = torch.float16 if dtype is np.float16 else torch.float32
-        return output.last_hidden_state.to(wanted).cpu().numpy()
+        lengths = np.diff(offsets)
+        batches = [np.array(b) for b in plan.plan(lengths.tolist(), self._batch_tokens)]
+        places = [_places(offsets[batch], lengths[batch]) for batch in batches]
+        outputs = self._flat.outputs(
+            [(ids[place], lengths[b].tolist()) for place, b in zip(places, batches, strict=True)],
+            torch.float16 if out.dtype == np.float16 else torch.float32,
+        )
+        for place, output in zip(places, outputs, strict=True):
+            out[place] = output
 
-    def _check(self, ids: "torch.Tensor") -> None:
-        rows, largest = int(self._model.config.vocab_size), int(ids.max())  # type: ignore[union-attr]
+    def flops(self, lengths: Sequence[int]) -> int:
+        """Return the useful operations of encoding captions of these lengths, two a multiply-add.
+
+        Those of real tokens: linears on each, scores and values on each pair of a caption's.
+        """
+        return self._flat.flops(lengths)
+
+    def matmul_rate(self) -> float:
+        """Return the operations a second of a large matrix product here, measured once.
+
+        On the encoder's device, in its dtype, with the threads of the first call.
+        """
+        return self._flat.matmul_rate
+
+    def _check(self, ids: np.ndarray) -> None:
+        rows, largest = int(self._flat.config.vocab_size), int(ids.max(initial=0))
         if largest >= rows:
             raise ConfigError(
                 f"text.encoder `{self.text.encoder}`: its tokenizer gives id {largest}, its "
                 f"weights have {rows} embeddings",
                 "tokenizer and weights are of different models: save both together",
             )
+
+
+def _offsets(rows: Sequence[Sequence[int]]) -> np.ndarray:
+    return np.cumsum([0, *(len(row) for row in rows)], dtype=np.int64)
+
+
+def _places(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return the row of each token of captions that start at `starts`."""
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(starts - before, lengths) + np.arange(lengths.sum())
 
 
 def encoder_fingerprint(text: TextConfig, *, download: bool = True) -> str:
@@ -111,14 +150,28 @@ def _fingerprint(text: TextConfig, content: str) -> str:
     )
 
 
-def load_encoder(text: TextConfig, device: str = "cpu") -> TextEncoder:
-    """Load an encoder. Raises ConfigError that says what to do when it is not available."""
+def load_tokenizer(text: TextConfig, *, download: bool = True) -> tokens.Tokenizer:
+    """Load an encoder's tokenizer alone. Raises ConfigError when it is not available."""
+    if text.encoder == TINY_T5:
+        return tiny_t5.HashTokenizer()
+    return hf.load_tokenizer(hf.locate(text, download=download))
+
+
+def load_encoder(
+    text: TextConfig, device: str = "cpu", batch_tokens: int | None = None
+) -> TextEncoder:
+    """Load an encoder. Raises ConfigError that says what to do when it is not available.
+
+    `batch_tokens`: tokens that are encoded together; None: what suits the device (see `plan`).
+    """
     import torch
 
     if text.encoder == TINY_T5:
         model = tiny_t5.build_model().to(device, dtype=getattr(torch, text.dtype))  # type: ignore[call-overload]
-        return TextEncoder(text, tiny_t5.HashTokenizer(), model, encoder_fingerprint(text))
-    folder = hf.locate(text)
-    model = hf.load_model(folder, text.dtype, device)
-    code = _fingerprint(text, hf.content_hash(folder))
-    return TextEncoder(text, hf.load_tokenizer(folder), model, code)
+        code, tokenizer = encoder_fingerprint(text), tiny_t5.HashTokenizer()
+    else:
+        folder = hf.locate(text)
+        model = hf.load_model(folder, text.dtype, device)
+        code = _fingerprint(text, hf.content_hash(folder))
+        tokenizer = hf.load_tokenizer(folder)
+    return TextEncoder(text, tokenizer, model, code, batch_tokens)

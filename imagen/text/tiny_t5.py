@@ -42,6 +42,10 @@ class HashTokenizer:
         """Return the token ids of each caption."""
         return [[row_of(word) for word in _WORDS.findall(c.lower())] for c in captions]
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Return `#row` of each id, for a hash cannot be read back; the end is `</s>`."""
+        return ["</s>" if i == _EOS else f"#{i}" for i in ids]
+
 
 def row_of(word: str) -> int:
     """Return the embedding row of a word: BLAKE2b of its UTF-8, over the rows from 2."""

@@ -19,6 +19,10 @@ class Tokenizer(Protocol):
         """Return the token ids of each caption."""
         ...
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Return ids as people read them, `#123` where the tokenizer cannot tell."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class TokenRows:

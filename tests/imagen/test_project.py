@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from imagen.config import build
+from imagen.data.resize import Target
 from imagen.errors import ConfigError
 from imagen.project import DataConfig, ProjectConfig
 
@@ -34,6 +35,7 @@ def test_everything_lives_below_out():
     assert config.tars == "runs/toy/data"
     assert config.index == "runs/toy/index"
     assert config.embeddings == "runs/toy/embeddings"
+    assert config.prepared_dir("sr1") == "runs/toy/prepared/sr1"
     assert config.run_dir("sr1") == "runs/toy/sr1"
     assert config.cascade == "runs/toy/cascade"
     assert config.evals == "runs/toy/eval"
@@ -50,6 +52,13 @@ def test_a_member_is_conditioned_on_the_size_before_it():
     config = build(ProjectConfig, tree())
     assert config.previous_shape("base") is None
     assert config.previous_shape("sr1") == (8, 8)
+
+
+def test_images_are_prepared_at_a_members_size_only_when_asked():
+    config = build(ProjectConfig, {**tree(), "data": {"prepare": True}})
+    assert config.target("sr1") == Target(shape=(32, 32), channels=1)
+    assert config.data.prepare
+    assert not build(ProjectConfig, tree()).data.prepare
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])

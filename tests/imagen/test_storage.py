@@ -13,7 +13,7 @@ import gcsfs.retry
 import google.auth.exceptions
 import pytest
 
-from imagen import storage
+from imagen import staging, storage
 from imagen.errors import StorageError
 
 
@@ -53,6 +53,58 @@ def test_if_absent_tells_whether_the_file_holds_the_data_whoever_wrote_it(folder
     assert storage.put(path, b"same", if_absent=True) is True
     assert storage.put(path, b"other", if_absent=True) is False
     assert storage.get(path) == b"same"
+
+
+def test_a_listing_tells_size_and_version_of_each_file(folder):
+    for name, data in (("b", b"12345"), ("a", b""), ("sub/c", b"1")):
+        storage.put(storage.join(folder, name), data)
+    found = storage.scan(folder)
+    assert list(found) == ["a", "b"]
+    assert [entry.size for entry in found.values()] == [0, 5]
+    assert found["b"].version == storage.version(storage.join(folder, "b"))
+    assert storage.scan(storage.join(folder, "nowhere")) == {}
+
+
+def test_a_staged_file_is_published_when_its_block_ends_well(folder):
+    path = storage.join(folder, "a/x")
+    storage.put(path, b"old")
+    with staging.staged(path, 5) as temp:
+        assert os.stat(temp).st_size == 5
+        Path(temp).write_bytes(b"hello")
+        assert storage.get(path) == b"old"
+    assert storage.get(path) == b"hello"
+    assert not os.path.exists(temp)
+
+
+def test_a_staged_file_whose_block_fails_leaves_what_was_there(folder):
+    path = storage.join(folder, "x")
+    storage.put(path, b"old")
+    with pytest.raises(KeyError), staging.staged(path, 5) as temp:
+        raise KeyError
+    assert storage.get(path) == b"old"
+    assert not os.path.exists(temp)
+
+
+FULL = """
+import resource, sys
+from imagen import staging
+from imagen.errors import StorageError
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    with staging.staged(sys.argv[1], 2000):
+        print("the block ran")
+except StorageError as err:
+    print(err.message)
+"""
+
+
+def test_a_file_for_which_there_is_no_room_is_an_error_before_anything_is_computed(tmp_path):
+    """A limit on file sizes stands in for a full disk: the kernel refuses both at the same call."""
+    path = str(tmp_path / "x")
+    words = [sys.executable, "-c", FULL, path]
+    told = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert told == f"cannot write `{path}`: File too large\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_range_holds_its_bytes_alone(folder):

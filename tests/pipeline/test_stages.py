@@ -25,6 +25,14 @@ def test_the_line_of_digits_is_import_preencode_both_trainings_side_by_side_eval
     assert names(groups) == [["import"], ["preencode"], ["train base", "train sr1"], ["eval"]]
 
 
+def test_images_are_prepared_between_encoding_and_training_when_the_config_says_so():
+    made = line(configs.load(DIGITS, ["out=memory://stages-test", "data.prepare=true"]))
+    wanted = [["import"], ["preencode"], ["prepare"], ["train base", "train sr1"], ["eval"]]
+    assert names(waves(made)) == wanted
+    assert made[2].arguments[:3] == ("-m", "preencode", "prepare")
+    assert (made[2].state().stage, made[2].state().status) == ("prepare", "missing")
+
+
 def test_each_stage_is_started_with_the_same_config_and_overrides():
     for made in line(configs.load(DIGITS, ["out=memory://stages-test", "seed=7"])):
         assert made.arguments[0] == "-m"

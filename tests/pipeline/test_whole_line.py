@@ -144,7 +144,8 @@ def test_every_command_of_the_readme_runs(line, tmp_path):
         if words[0] == "imagen":
             words = [sys.executable, "-m", "imagen.cli", *words[1:]]
         else:
-            words = [sys.executable, *words[1:], f"out={out}"]
+            own = [] if "inspect" in words else [f"out={out}"]
+            words = [sys.executable, *words[1:], *own]
             words = [word.replace("pipeline/configs", f"{ROOT}/pipeline/configs") for word in words]
         run = subprocess.run(
             words, cwd=tmp_path, env=in_any_folder(), capture_output=True, text=True, timeout=300

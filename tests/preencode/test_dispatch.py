@@ -1,10 +1,13 @@
 import os
 import time
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from preencode.dispatch import TRIES, dispatch
+from imagen.errors import StorageError
+from preencode.dispatch import TRIES, _death, dispatch
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -28,14 +31,23 @@ def worker(cluster):
                 raise KeyError("a bug")
             if kind == "slow":
                 time.sleep(0.3)
-            return item.upper()
+            if kind == "full" and not Path(marker).exists():
+                Path(marker).touch()
+                return StorageError("the disk is full")
+            return StorageError("no bucket") if kind == "never" else item.upper()
 
     return Worker
 
 
+def passing(value):
+    return value if isinstance(value, StorageError) else None
+
+
 def run(worker, items, actors=2):
-    outcomes = dispatch(items, worker.remote, lambda actor, item: actor.work.remote(item), actors)
-    return list(outcomes)
+    def call(actor, item, _):
+        return actor.work.remote(item)
+
+    return list(dispatch(items, worker.remote, call, actors, passing))
 
 
 def test_every_item_is_worked_on_once(worker):
@@ -63,6 +75,53 @@ def test_an_item_whose_actor_died_once_is_done_by_another(worker, tmp_path):
     assert [o.item for o in outcomes if o.lost is not None] == [item]
 
 
+def test_what_may_pass_is_tried_again_by_the_same_actors(worker, tmp_path):
+    item = f"full:{tmp_path}/marker"
+    outcomes = run(worker, ["a", item, "b"])
+    assert {o.item for o in outcomes if isinstance(o.value, str)} == {"a", item, "b"}
+    (failed,) = [o for o in outcomes if o.failed is not None]
+    assert (failed.item, failed.failed.message) == (item, "the disk is full")
+
+
+def test_what_does_not_pass_is_an_answer_after_three_tries(worker):
+    outcomes = run(worker, ["a", "never", "b"])
+    assert sum(o.failed is not None for o in outcomes) == TRIES - 1
+    (last,) = [o for o in outcomes if isinstance(o.value, StorageError)]
+    assert (last.item, last.value.message) == ("never", "no bucket")
+    assert {o.item for o in outcomes if isinstance(o.value, str)} == {"a", "b"}
+
+
+def test_what_an_actor_is_told_to_read_ahead_is_what_it_gets_next(worker):
+    told: dict[int, list] = {}
+
+    def call(actor, item, ahead):
+        told.setdefault(id(actor), []).append((item, ahead))
+        return actor.work.remote(item)
+
+    items = [f"item{i}" for i in range(20)]
+    outcomes = list(dispatch(items, worker.remote, call, 2))
+    assert sorted(o.item for o in outcomes) == sorted(items)
+    follow = [pair for calls in told.values() for pair in pairwise(calls)]
+    hints = [(first[1], second[0]) for first, second in follow if first[1] is not None]
+    assert len(hints) >= 10
+    assert all(hint == item for hint, item in hints)
+
+
+def test_what_a_lost_actor_had_read_ahead_is_not_lost(worker, tmp_path):
+    items = [f"once:{tmp_path}/marker", *(f"item{i}" for i in range(9))]
+    outcomes = run(worker, items, actors=1)
+    assert sorted(o.item for o in outcomes if o.value is not None) == sorted(items)
+
+
+def test_the_loss_of_a_node_is_nobodys_fault():
+    tries: Counter[str] = Counter()
+    for _ in range(2 * TRIES):
+        outcome = _death("x", "The actor died because its node has died. Node Id: 1", tries)
+        assert outcome.lost is not None
+    assert not tries["x"]
+    assert [_death("x", "Killed.", tries).error is None for _ in range(3)] == [True, True, False]
+
+
 def test_more_actors_than_cores_do_not_block_the_end(worker):
     items = [f"item{i}" for i in range(6)]
     outcomes = run(worker, items, actors=4)  # two of them wait for a core
@@ -82,7 +141,7 @@ def test_an_exception_in_an_actor_is_raised_with_its_traceback_and_ends_the_acto
     outcomes = dispatch(
         ["a", "bug", "slow1", "slow2"],
         worker.remote,
-        lambda actor, item: actor.work.remote(item),
+        lambda actor, item, _: actor.work.remote(item),
         1,
     )
     assert next(outcomes).value == "A"  # what is done stays
@@ -95,7 +154,7 @@ def test_an_exception_in_an_actor_is_raised_with_its_traceback_and_ends_the_acto
 
 def test_leaving_early_ends_the_actors(worker):
     outcomes = dispatch(
-        ["slow1", "slow2", "a"], worker.remote, lambda actor, item: actor.work.remote(item), 2
+        ["slow1", "slow2", "a"], worker.remote, lambda actor, item, _: actor.work.remote(item), 2
     )
     next(outcomes)
     outcomes.close()

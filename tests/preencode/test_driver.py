@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagen import config as configs
 from imagen import storage
 from imagen.data.embeddings import EmbeddingSet
 from imagen.data.prepared import Prepared
@@ -20,6 +21,7 @@ from imagen.errors import ConfigError, StorageError
 from imagen.text.encoder import load_encoder
 from preencode import driver, importing, report, stage
 from preencode.actor import EncodeActor
+from preencode.config import PreencodeConfig
 from runtime import log, state
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -144,7 +146,7 @@ def test_a_damaged_tar_fails_alone_and_the_rest_is_kept(config, tars, cluster, c
 
     (folder / "00002.tar").write_bytes(whole)
     result = driver.run(c, cluster)
-    assert [r.name for r in result.reports] == ["00002"]
+    assert (result.done.shards, result.done.indexed, result.done.encoded) == (1, 1, 1)
     assert not result.failed
     again = contents(tmp_path / "run")
     assert {name: again[name] for name in kept} == kept
@@ -157,7 +159,7 @@ def test_a_changed_encoder_only_encodes_beside_the_old_embeddings(
     shutil.copytree(work / "clean", tmp_path / "run")
     before = {p: os.stat(tmp_path / "run" / p).st_mtime_ns for p in contents(tmp_path / "run")}
     result = driver.run(config(f"data.tars={work}/tars", "text.max_tokens=4"), cluster)
-    assert [(r.indexed, r.encoded) for r in result.reports] == [(False, True)] * 8
+    assert (result.done.shards, result.done.indexed, result.done.encoded) == (8, 0, 8)
     del before["index/manifest.json"]  # written again, the same
     assert {p: os.stat(tmp_path / "run" / p).st_mtime_ns for p in before} == before
     assert len(list((tmp_path / "run" / "embeddings").iterdir())) == 2
@@ -169,7 +171,7 @@ def test_an_encoder_manifest_that_is_gone_comes_back(config, work, cluster, cont
     shutil.copytree(work / "clean", tmp_path / "run")
     (gone,) = (tmp_path / "run" / "embeddings").glob("*/encoder.json")
     gone.unlink()
-    assert driver.run(config(f"data.tars={work}/tars"), cluster).reports == []
+    assert driver.run(config(f"data.tars={work}/tars"), cluster).done.shards == 0
     assert contents(tmp_path / "run") == contents(work / "clean")
 
 
@@ -256,3 +258,64 @@ def test_two_runs_in_one_folder_are_refused(config, tars, cluster):
         pytest.raises(StorageError, match=rf"in use by process {os.getpid()}"),
     ):
         driver.run(c, cluster)
+
+
+def test_a_disk_that_fails_is_tried_three_times_and_reported(config, tars, cluster):
+    c = config(f"data.tars={tars(2, 3)}")
+    job = driver.make_job(c)
+    taken = Path(job.embedding_dir, "00000.tokens.npy")
+    taken.mkdir(parents=True)  # a folder stands where the file should
+    result = driver.run(c, cluster)
+    ((failed, error),) = result.failed.items()
+    assert Path(failed).name == "00000.tar"
+    assert isinstance(error, StorageError)
+    assert (result.retried, result.done.shards) == (2, 1)
+    told = "\n".join(report.summary_lines(result))
+    assert "2 times reading or writing failed and was tried again" in told
+    assert "Is a directory" in told
+    assert not list(Path(job.embedding_dir).glob("*.tmp-*"))
+
+    taken.rmdir()
+    result = driver.run(c, cluster)
+    assert (len(result.failed), result.done.indexed, result.done.encoded) == (0, 0, 1)
+
+
+def test_without_members_tars_are_indexed_and_encoded_all_the_same(tars, cluster, tmp_path):
+    tree = {"name": "x", "out": f"{tmp_path}/run", "data": {"tars": str(tars(2, 4))}}
+    result = driver.run(configs.build(PreencodeConfig, tree), cluster)
+    assert (result.done.rows, result.done.encoded, result.largest_px) == (8, 2, 0)
+    told = "\n".join(report.summary_lines(result))
+    assert "too small" not in told
+    assert "captions        8 distinct in their shard of 8, 56 tokens" in told
+    assert "of the rate of its matrix products" in told
+
+
+def test_an_actor_that_read_ahead_writes_the_same_bytes(config, tars, tmp_path, contents):
+    """The class behind the actor, in this process: what was read ahead is what is then used."""
+    c = config(f"data.tars={tars(3, 5)}")
+    job, found = driver.make_job(c), importing.list_tars(c)
+    plain = EncodeActor.__ray_metadata__.modified_class  # type: ignore[attr-defined]
+    for tar in found:
+        plain(job).process(tar)
+    one_by_one = contents(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    ahead = plain(job)
+    for tar, following in zip(found, [*found[1:], None], strict=True):
+        _, done = ahead.process(tar, following)
+        assert (done.indexed, done.encoded) == (True, True)
+        assert list(ahead._ahead) == ([] if following is None else [following])
+    assert contents(tmp_path / "run") == one_by_one
+    assert len(one_by_one) == 3 * 10
+
+
+def test_unfinished_tars_of_img2dataset_are_left_out_and_told(config, tars, cluster):
+    folder = tars(3, 4)
+    (folder / "00001_stats.json").write_text('{"successes": 4}')
+    result = driver.run(config(f"data.tars={folder}"), cluster)
+    assert (result.shards, result.done.shards, result.unfinished) == (
+        1,
+        1,
+        ("00000.tar", "00002.tar"),
+    )
+    told = "\n".join(report.summary_lines(result))
+    assert "not finished    2 tars have no _stats.json of img2dataset and are left out: 0" in told

@@ -3,7 +3,7 @@ import pytest
 from imagen.config import build
 from imagen.errors import ConfigError
 from preencode.config import ActorsConfig
-from preencode.driver import actors_that_fit
+from preencode.room import actors_that_fit
 
 
 def node(cpus: float, gpus: float = 0, *, alive: bool = True) -> dict:

@@ -54,7 +54,6 @@ def test_encoding_goes_from_missing_over_partial_to_done(config, encoder, tars):
     state = stage.encode_state(c)
     assert state.status == "done"
     assert state.detail == f"15 samples, embeddings {encoder.fingerprint}"
-    assert stage.state(c).stage == "preencode"
 
 
 @pytest.mark.parametrize("change", ["text.max_tokens=16", "data.heldout=0.5"])
@@ -88,4 +87,3 @@ def test_before_the_import_encoding_is_missing(config):
     state = stage.encode_state(config())
     assert state.status == "missing"
     assert "no finished import" in state.detail
-    assert stage.state(config()).stage == "import"

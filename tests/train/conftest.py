@@ -90,8 +90,9 @@ def write_shard(folder: str, name: str, samples: list[tuple[str, bytes, str]]) -
     body = index.publish(f"{folder}/index", name, found, source)
     rng = np.random.default_rng(len(samples))
     lengths = rng.integers(2, 7, len(found.captions))
-    shard = embeddings.EmbeddingShard(
-        tokens=rng.normal(size=(lengths.sum(), DIM)).astype(np.float16),
+    values = rng.normal(size=(lengths.sum(), DIM)).astype(np.float16)
+    layout = embeddings.Layout(
+        ids=np.zeros(len(values), dtype=np.int32),
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
         slots=np.arange(len(found.captions), dtype=np.int32),
         keys=found.keys,
@@ -101,7 +102,8 @@ def write_shard(folder: str, name: str, samples: list[tuple[str, bytes, str]]) -
         "digest": found.digest,
         **dict.fromkeys(("truncated", "lost_tokens", "empty"), 0),
     }
-    embeddings.publish_shard(f"{folder}/embeddings/{'0' * 16}", name, shard, facts)
+    home = f"{folder}/embeddings/{'0' * 16}"
+    embeddings.publish_shard(home, name, layout, DIM, lambda out: np.copyto(out, values), facts)
     return body
 
 

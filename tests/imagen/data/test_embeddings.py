@@ -8,7 +8,7 @@ from imagen import manifest, storage
 from imagen.data import embeddings, tars
 from imagen.data.embeddings import (
     EmbeddingSet,
-    EmbeddingShard,
+    Layout,
     publish_encoder,
     publish_set,
     publish_shard,
@@ -20,12 +20,22 @@ TEXT = TextConfig()
 DIM = 4
 
 
-def shard_of(keys: np.ndarray, captions: int = 3) -> EmbeddingShard:
+def publish_one(folder, name, keys, facts, captions=3, spoil=None):
     """Caption i has i + 1 tokens whose values are all i; row r has caption r % captions."""
-    rows = [np.full((i + 1, DIM), i, dtype=np.float16) for i in range(captions)]
-    offsets = np.cumsum([0, *(len(r) for r in rows)])
-    slots = (np.arange(len(keys)) % captions).astype(np.int32)
-    return EmbeddingShard(np.concatenate(rows), offsets, slots, keys)
+    values = np.concatenate([np.full((i + 1, DIM), i) for i in range(captions)])
+    layout = Layout(
+        ids=np.arange(len(values), dtype=np.int32),
+        offsets=np.cumsum([0, *range(1, captions + 1)]),
+        slots=(np.arange(len(keys)) % captions).astype(np.int32),
+        keys=keys,
+    )
+
+    def fill(out):
+        np.copyto(out, values)
+        if spoil is not None:
+            out[spoil] = np.inf
+
+    return publish_shard(folder, name, layout, DIM, fill, facts)
 
 
 def publish(root, prepared, text=TEXT, fingerprint="fp"):
@@ -40,7 +50,7 @@ def publish(root, prepared, text=TEXT, fingerprint="fp"):
             "lost_tokens": 0,
             "empty": 0,
         }
-        bodies.append(publish_shard(folder, info.name, shard_of(prepared.keys(i)), facts))
+        bodies.append(publish_one(folder, info.name, prepared.keys(i), facts))
     publish_set(folder, fingerprint, prepared.fingerprint, bodies)
     return folder
 
@@ -148,11 +158,11 @@ def test_embeddings_of_other_captions_are_refused(samples, index_folder, data, t
 
 
 def test_values_that_are_not_finite_are_refused_before_anything_is_written(data, tmp_path):
-    shard = shard_of(data.keys(0))
-    shard.tokens[1, 2] = np.inf
-    with pytest.raises(ShardError, match="shard 00000: the encoder returned values that are not"):
-        publish_shard(str(tmp_path / "bad"), "00000", shard, {})
-    assert not (tmp_path / "bad").exists()
+    with pytest.raises(
+        ShardError, match=r"shard 00000: the encoder returned values that are not .*of `a001`"
+    ):
+        publish_one(str(tmp_path / "bad"), "00000", data.keys(0), {}, spoil=(1, 2))
+    assert not list((tmp_path / "bad").iterdir())
 
 
 def test_a_shorter_token_file_is_an_error(data, tmp_path):

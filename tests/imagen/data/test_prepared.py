@@ -131,7 +131,7 @@ def test_an_index_of_an_older_version_is_an_error(samples, index_folder, tmp_pat
     body = prepared.manifest.read(path, "dataset")
     del body["version"]
     prepared.manifest.write(path, "dataset", body)
-    with pytest.raises(ShardError, match=r"is of version 1, this code reads version 2(.|\n)*hint"):
+    with pytest.raises(ShardError, match=r"is of version 1, this code reads version 3(.|\n)*hint"):
         prepared.Prepared.open(opened.index_dir)
 
 

@@ -1,4 +1,7 @@
+import io
 import json
+import struct
+import zlib
 
 import pytest
 from PIL import Image
@@ -10,6 +13,22 @@ from imagen.data.tars import Member, list_members, write_tar
 def examined(parts):
     content = write_tar(parts)
     return examine(content, list_members(content, "x.tar").members)
+
+
+def picture(width, height):
+    out = io.BytesIO()
+    Image.new("L", (width, height)).save(out, "png")
+    return out.getvalue()
+
+
+def header(width, height):
+    """A PNG that says it is large; nobody decodes it to find out."""
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [body, b"IDAT"]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        for chunk in chunks
+    )
 
 
 @pytest.fixture
@@ -28,6 +47,10 @@ def good(samples):
         ({"txt": None, "json": b"[" * 100000}, "no_caption", "the .json is nested too deeply"),
         ({"txt": b"caf\xe9"}, "non_utf8", "can't decode byte 0xe9 in position 3"),
         ({"txt": None, "json": b'{"caption": "\\ud83d"}'}, "non_utf8", "surrogates not allowed"),
+        ({"txt": b"x" * 65537}, "caption_size", "65,537 bytes"),
+        ({"png": picture(1000, 3)}, "image_size", "1000x3 px"),
+        ({"png": header(20000, 20000)}, "image_size", "more than 89,478,485 pixels"),
+        ({"png": header(10000, 10000)}, "image_size", "more than 89,478,485 pixels"),
     ],
 )
 def test_a_sample_that_cannot_be_used_is_left_out_with_its_reason(good, change, reason, detail):

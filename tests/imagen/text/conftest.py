@@ -18,7 +18,7 @@ def unigram_tokenizer():
     return T5Tokenizer(vocab=[*special, *words, *letters], extra_ids=0)
 
 
-def lively(model):
+def enlivened(model):
     """Make positions and masks matter: transformers' own random weights attend almost evenly."""
     import torch
 
@@ -57,8 +57,14 @@ def save(kind: str, folder: Path, **options) -> None:
     tokenizer = transformers.ByT5Tokenizer() if kind == "byt5" else unigram_tokenizer()
     tokenizer.save_pretrained(folder)
     rows = 384 if kind == "byt5" else len(tokenizer)
-    made = lively(model(config(vocab_size=rows, **sizes, **more)))
+    made = enlivened(model(config(vocab_size=rows, **sizes, **more)))
     made.to(options.pop("dtype", None)).save_pretrained(folder, **options)
+
+
+@pytest.fixture(scope="session")
+def lively():
+    """Make positions and neighbours matter in a random model: `lively(model)` returns it."""
+    return enlivened
 
 
 @pytest.fixture(scope="session")

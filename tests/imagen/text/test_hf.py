@@ -194,6 +194,15 @@ def test_a_character_outside_a_bare_vocabulary_is_its_bytes(saved_encoder, tmp_p
     assert rows[0] != rows[1]
 
 
+def test_the_pieces_of_a_bare_vocabulary_spell_the_caption(saved_encoder, tmp_path):
+    encoder = load_encoder(
+        TextConfig(encoder=str(bare(saved_encoder("t5"), tmp_path, vocab_size=22)))
+    )
+    (row,) = encoder.tokenize(["a red cat"]).ids
+    assert "".join(encoder.pieces(row)) == "▁a▁red▁cat</s>"
+    assert encoder.pieces([0, 22, -1]) == ["<pad>", "#22", "#-1"]
+
+
 def test_a_damaged_bare_vocabulary_is_an_error_that_names_the_folder(saved_encoder, tmp_path):
     folder = bare(saved_encoder("umt5"), tmp_path, vocab_size=22)
     (folder / "spiece.model").write_bytes(b"damaged")

@@ -93,7 +93,7 @@ def test_its_weights_do_not_change():
     found = [float(weights["shared.weight"][i, i]) for i in (0, 100)]
     found.append(float(weights["encoder.block.0.layer.1.DenseReluDense.wo.weight"][-1, -1]))
     np.testing.assert_allclose(found, [-0.56025147, 0.49130127, -0.001853329], rtol=1e-6)
-    assert encoder_fingerprint(TextConfig()) == "e3cb56ec36b2a7ca"
+    assert encoder_fingerprint(TextConfig()) == "771e4690429c6698"
 
 
 def test_building_it_draws_nothing_from_the_global_generators(encoder):

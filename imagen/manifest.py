@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from imagen import storage
-from imagen.errors import ImagenError, ShardError
+from imagen.errors import ImagenError, ShardError, StorageError
 
 
 def fingerprint(value: Any) -> str:
@@ -55,6 +55,8 @@ def read_if_complete(
 ) -> dict[str, Any] | None:
     """Return a manifest whose files are all there in their right size, else None.
 
+    Raises StorageError when that cannot be found out.
+
     With the `listing` of its folder (`storage.sizes`) no file is looked up one by one.
     """
     folder, _, name = path.rpartition("/")
@@ -68,8 +70,12 @@ def read_if_complete(
         body = _parse(path, storage.get(path), kind, ShardError)
         wanted = {file: entry["bytes"] for file, entry in body.get("files", {}).items()}
         return body if all(size(file) == wanted[file] for file in wanted) else None
-    except ImagenError:
-        return None
+    except ShardError:
+        return None  # damaged
+    except StorageError as err:
+        if isinstance(err.__cause__, FileNotFoundError):
+            return None
+        raise  # what cannot be looked at is not known to be missing
 
 
 def check_file(

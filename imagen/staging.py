@@ -10,7 +10,7 @@ from imagen.errors import StorageError
 from imagen.storage import publish_local
 from imagen.store import TEMP_MARK, explained, filesystem, is_local, join, local, name
 
-STAGING = os.path.join(tempfile.gettempdir(), "imagen-staging")
+STAGING = os.path.join(tempfile.gettempdir(), f"imagen-staging-{os.getuid()}")
 """Where files wait that are too large for memory and on their way to a store."""
 
 
@@ -24,7 +24,7 @@ def staged(path: str, size: int) -> Iterator[str]:
     folder = (os.path.dirname(local(path)) or ".") if is_local(path) else STAGING
     temp = join(folder, f"{name(path)}{TEMP_MARK}{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
-        with explained("write", path):
+        with explained("write", path if is_local(path) else temp):
             _reserve(temp, size)
         yield temp
         with explained("write", path):

@@ -202,7 +202,7 @@ def scan(path: str) -> dict[str, Entry]:
 
 
 def sizes(path: str) -> dict[str, int]:
-    """Return the sizes of the files of a folder by name: `scan` in a fifth of its memory."""
+    """Return the sizes of the files of a folder by name: `scan` without versions."""
     with explained("list", path):
         if not is_local(path):
             return {n: entry.size for n, entry in _scan_remote(path).items() if TEMP_MARK not in n}
@@ -262,9 +262,11 @@ def sweep_temporary(folder: str, older_than_s: float = 3600.0) -> int:
         return 0
     swept = 0
     for entry in os.scandir(local(folder)):
-        if TEMP_MARK in entry.name and time.time() - entry.stat().st_mtime > older_than_s:
-            os.unlink(entry.path)
-            swept += 1
+        # gone meanwhile, because its writer is alive, or not ours to delete
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            if TEMP_MARK in entry.name and time.time() - entry.stat().st_mtime > older_than_s:
+                os.unlink(entry.path)
+                swept += 1
     return swept
 
 

@@ -8,7 +8,7 @@ import ray
 
 from imagen import staging, storage
 from imagen.data.tars import Tar
-from imagen.errors import ConfigError, ImagenError
+from imagen.errors import ConfigError, ImagenError, ShardError, StorageError
 from imagen.text.encoder import TextEncoder, load_encoder
 from preencode import shard, verify
 
@@ -39,8 +39,8 @@ class EncodeActor:
             read = self._read(tar).result()
             self._ahead = {} if ahead is None else {ahead: self._read(ahead)}
             return os.getpid(), shard.finish(self.job, read, self._load)
-        except ImagenError as err:
-            return os.getpid(), err
+        except (ImagenError, OSError, MemoryError, RuntimeError) as err:
+            return os.getpid(), _told(err, tar)
 
     def publish_encoder(self) -> tuple[int, ImagenError | None]:
         """Publish encoder.json and the embedding of the empty caption, unless they are there."""
@@ -49,12 +49,19 @@ class EncodeActor:
         except ImagenError as err:
             return os.getpid(), err
 
+    def verify_encoder(self) -> tuple[int, list[str] | ImagenError]:
+        """Check encoder.json and the embedding of the empty caption."""
+        try:
+            return os.getpid(), list(verify.check_encoder(self.job, self._load()))
+        except ImagenError as err:
+            return os.getpid(), err
+
     def verify(self, tar: Tar, captions: int) -> tuple[int, verify.Findings | ImagenError]:
         """Check one shard, and encode `captions` of its captions again."""
         try:
             return os.getpid(), verify.check_shard(self.job, tar, captions, self._load)
-        except ImagenError as err:
-            return os.getpid(), err
+        except (ImagenError, OSError, MemoryError, RuntimeError) as err:
+            return os.getpid(), _told(err, tar)
 
     def _read(self, tar: Tar) -> "Future[shard.Read]":
         begun = self._ahead.pop(tar, None)
@@ -65,6 +72,20 @@ class EncodeActor:
             if self._encoder is None:
                 self._encoder = _load(self.job)
             return self._encoder
+
+
+def _told(err: Exception, tar: Tar) -> ImagenError:
+    """Return what a machine did to a shard as an error of that shard; raise what is a bug."""
+    import torch
+
+    if isinstance(err, ImagenError):
+        return err
+    if isinstance(err, MemoryError | torch.OutOfMemoryError):
+        what, hint = "there is not enough memory", "set a smaller preencode.batch_tokens"
+        return ShardError(f"`{tar}`: {what}: {err}", hint)
+    if isinstance(err, OSError):
+        return StorageError(f"`{tar}`: {type(err).__name__}: {err}")
+    raise err
 
 
 def _load(job: shard.Job) -> TextEncoder:

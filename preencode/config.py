@@ -47,6 +47,8 @@ class PreencodeConfig(ProjectConfig):
     def __post_init__(self) -> None:
         if self.members:
             ProjectConfig.__post_init__(self)  # super() does not work in a dataclass with slots
+        elif not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed {self.seed} is not in [0, 2^32)")
         if self.source is None and not self.data.tars:
             raise ConfigError(
                 "there is no data: neither `source` nor `data.tars` is given",

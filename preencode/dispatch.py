@@ -2,11 +2,13 @@
 
 One call in flight for each actor, so that a death names the item that was being worked on; with
 each call goes the item that the actor gets next, so that it can read ahead. A dead actor is
-replaced by a new one. An item that took `TRIES` actors with it is set aside, unless it was their
+replaced by a new one. What failed in a way that may pass is tried again after a pause; an item that
+took `TRIES` actors with it is set aside, unless it was their
 nodes that went. An exception in an actor is a bug, not a death: it is raised here, with its
 traceback.
 """
 
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Hashable, Iterable
 from dataclasses import dataclass
@@ -17,6 +19,9 @@ import ray.exceptions
 from imagen.errors import ImagenError, ShardError
 
 TRIES = 3
+LOOK_S = 1.0
+PAUSES_S = (2.0, 10.0)
+"""Before the second and the third try of what failed: a bucket may be away for a moment."""
 NODE_IS_GONE = "node has died"
 """In Ray's error when an actor's node was preempted or lost: not the fault of any item."""
 
@@ -48,40 +53,66 @@ def dispatch(
     items: Iterable[Item],
     start: Callable[[], Any],
     call: Callable[[Any, Item, Item | None], Any],
-    actors: int,
+    actors: Callable[[], int],
     passing: Callable[[Any], ImagenError | None] = lambda _: None,
 ) -> Generator[Outcome[Item]]:
     """Yield an outcome for each call; every item ends in exactly one value or error.
 
     `start` makes an actor; `call(actor, item, ahead)` starts the work and returns its reference,
     `ahead` is the item which that actor gets next, if that is known; `passing(value)` returns the
-    error of a value that is worth another try. Raises what an actor raises, and ends all actors
+    error of a value that is worth another try; `actors()`, how many there may be, is asked again
+    and again, so that nodes which join are used. Raises what an actor raises, and ends all actors
     then.
     """
     queue, tries = deque(items), Counter[Item]()
+    later: list[tuple[float, Item]] = []
     idle: list[_Worker] = []
     busy: dict[Any, _Worker] = {}
     try:
-        while queue or busy:
-            while queue and len(busy) < actors:
+        while queue or busy or later:
+            queue.extend(_due(later))
+            room = actors() if queue else 0
+            while queue and len(busy) < room:
                 worker = idle.pop() if idle else _Worker(start())
-                busy[_assign(worker, queue, call, actors)] = worker
-            while idle and not queue:
+                busy[_assign(worker, queue, call, room)] = worker
+            while idle and not queue and not later:
                 ray.kill(idle.pop().actor)  # its core may be what a waiting actor needs
-            (ready, *_), _ = ray.wait(list(busy), num_returns=1)
+            ready = _next(busy)
+            if ready is None:
+                continue
             worker = busy.pop(ready)
             idle.append(worker)
             outcome = _outcome(ready, worker.item, tries, passing)
             if outcome.lost is not None or outcome.error is not None:
                 ray.kill(idle.pop().actor)
-            if outcome.lost is not None or outcome.failed is not None:
+            if outcome.lost is not None:
                 queue.append(outcome.item)
+            if outcome.failed is not None:
+                pause = PAUSES_S[min(tries[outcome.item], len(PAUSES_S)) - 1]
+                later.append((time.monotonic() + pause, outcome.item))
             if worker.ahead is not None:  # what was read ahead is there, what was lost is not
                 queue.appendleft(worker.ahead)
             yield outcome
     finally:
         for worker in [*idle, *busy.values()]:
             ray.kill(worker.actor)
+
+
+def _due(later: list[tuple[float, Item]]) -> list[Item]:
+    """Take out the items whose pause is over."""
+    now = time.monotonic()
+    due = [item for at, item in later if at <= now]
+    later[:] = [(at, item) for at, item in later if at > now]
+    return due
+
+
+def _next(busy: dict[Any, _Worker]) -> Any | None:
+    """Return a call that has ended; None after a moment, to look for pauses and nodes again."""
+    if not busy:
+        time.sleep(LOOK_S)
+        return None
+    ready, _ = ray.wait(list(busy), num_returns=1, timeout=LOOK_S)
+    return ready[0] if ready else None
 
 
 def _assign(
@@ -99,6 +130,7 @@ def _outcome(
     try:
         value = ray.get(ready)
     except ray.exceptions.RayTaskError as err:  # a RayError, too, but nobody died
+        err.cause.add_note(f"while `{item}` was worked on")
         raise err.cause from err
     except ray.exceptions.RayError as err:
         return _death(item, str(err).strip() or type(err).__name__, tries)

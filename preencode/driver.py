@@ -120,11 +120,10 @@ def _unfinished(config: PreencodeConfig) -> tuple[str, ...]:
 
 
 def _retract(job: Job, left: Sequence[Shard]) -> None:
-    """Take back "complete" before a shard is replaced."""
-    if any(s.needs_index for s in left):
-        storage.delete(storage.join(job.index_dir, "manifest.json"))
-    if any(s.needs_embeddings for s in left):
-        storage.delete(storage.join(job.embedding_dir, "manifest.json"))
+    """Take back "complete" before a shard is replaced: a tar that changed changes both."""
+    if left:
+        for folder in (job.embedding_dir, job.index_dir):
+            storage.delete(storage.join(folder, "manifest.json"))
 
 
 def log_path(config: PreencodeConfig) -> str:
@@ -150,8 +149,8 @@ def _work(
             return actor.process.remote(item, ahead)
         return actor.publish_encoder.remote()
 
-    actors = room.actors(config.preencode, len(items))
-    outcomes = dispatch(items, starter(config, result.job), call, actors, passing)
+    there = room.Room(config.preencode)
+    outcomes = dispatch(items, starter(config, result.job), call, there, passing)
     begun = time.perf_counter()
     with progress.bar("index + encode", len(left), "shards") as bar, closing(outcomes):
         for outcome in outcomes:
@@ -195,7 +194,14 @@ def _record(result: Result, outcome: Outcome[Tar | str], events: log.JsonLog) ->
         events.write(event="failed", tar=item, reason=value.message)
     elif value is not None:  # encoder.json has nothing to tell
         result.done.add(value)
-        events.write(event="shard", pid=pid, **value.event())
+        job = result.job
+        events.write(
+            event="shard",
+            pid=pid,
+            encoder=job.fingerprint,
+            device=job.device,
+            **value.event(),
+        )
     return True
 
 

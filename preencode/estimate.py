@@ -9,7 +9,7 @@ import numpy as np
 
 from imagen import storage
 from imagen.data import index, tars
-from imagen.errors import ConfigError, ImagenError
+from imagen.errors import ConfigError, ImagenError, ShardError
 from imagen.project import absolute
 from imagen.text import hf, tokens
 from imagen.text.config import TextConfig
@@ -27,6 +27,8 @@ READS, INDEX_WRITES, EMBEDDING_WRITES = 5, 4, 6
 """Requests of a shard on a store: its tar and what is looked up; files of the two formats."""
 PAGE = 1000
 """Names in one answer of a store that lists."""
+TRIED = 8
+"""Tars that are tried until one is not damaged."""
 MEASURED = 1000
 """Captions that are encoded for a measurement."""
 
@@ -68,33 +70,41 @@ def plan_lines(config: PreencodeConfig, *, measure: bool = False) -> Iterator[st
         yield f"encoder         {config.text.encoder}: not on this machine yet ({err.message})"
         return
     left = work_left(job, paths)
-    encode = [s for s in left if s.needs_embeddings]
+    certain = sum(s.needs_embeddings for s in left)
+    changed = len(left) - certain
     yield f"encoder         {config.text.encoder}, fingerprint {job.fingerprint}"
     yield f"to index        {sum(s.needs_index for s in left):,} shards"
-    yield f"to encode       {len(encode):,} shards"
-    if encode:
-        first, captions = _sample(job, encode)
-        volume = estimate(config, job, encode, first, captions)
+    more = f", and of {changed:,} more those whose captions changed" if changed else ""
+    yield f"to encode       {certain:,} shards{more}"
+    if left:
+        first, captions = _sample(job, left)
+        volume = estimate(config, job, left, first, captions)
         yield from _volume_lines(volume, job)
         yield from _request_lines(left, len(paths), job)
         yield from _time_lines(volume, config, _speed(config, job, captions, measure=measure))
 
 
-def _sample(job: Job, encode: Sequence[Shard]) -> tuple[Shard, list[str]]:
+def _sample(job: Job, left: Sequence[Shard]) -> tuple[Shard, list[str]]:
     """Return the shard that the others are judged by, and its captions."""
-    first = next((s for s in encode if s.needs_index), encode[0])
-    path = first.tar.path
-    return first, index.index_tar(tars.open_tar(path), path, job.heldout).captions
+    firsts = sorted(left[:TRIED], key=lambda s: not s.needs_index)
+    for last, first in enumerate(firsts, start=1):
+        path = first.tar.path
+        try:
+            return first, index.index_tar(tars.open_tar(path), path, job.heldout).captions
+        except ShardError:  # the run reports it and goes on
+            if last == len(firsts):
+                raise
+    raise AssertionError("there is work left")
 
 
 def estimate(
-    config: PreencodeConfig, job: Job, encode: Sequence[Shard], first: Shard, captions: list[str]
+    config: PreencodeConfig, job: Job, left: Sequence[Shard], first: Shard, captions: list[str]
 ) -> Volume:
     """Judge what is left by one shard's captions: rows by bytes where a tar is not indexed yet."""
     known = unknown = 0
     sizes = storage.sizes(config.tars)
     listing = storage.sizes(job.index_dir)
-    for s in encode:
+    for s in left:
         body = None if s.needs_index else shard.index_manifest(job, s.tar, listing)
         if body is None:
             unknown += sizes[storage.name(s.tar.path)]
@@ -106,7 +116,7 @@ def estimate(
     ).ids
     distinct, _ = tokens.distinct(ids)
     return Volume(
-        shards=len(encode),
+        shards=len(left),
         rows=rows,
         captions=rows * len(distinct) / len(captions),
         tokens=rows * sum(map(len, distinct)) / len(captions),
@@ -155,7 +165,9 @@ def _speed(
 ) -> Speed | None:
     if measure:
         return _measured(job, captions)
-    shards = [e for e in log.read(log_path(config)) if e["event"] == "shard" and e.get("encode_s")]
+    ours = {"event": "shard", "encoder": job.fingerprint, "device": job.device}
+    events = log.read(log_path(config))
+    shards = [e for e in events if e.get("encode_s") and {k: e.get(k) for k in ours} == ours]
     if not shards:
         return None
     seconds, count = sum(e["encode_s"] for e in shards), sum(e["tokens"] for e in shards)
@@ -163,7 +175,23 @@ def _speed(
 
 
 def _measured(job: Job, captions: list[str]) -> Speed:
-    """Encode some captions of a shard in this process."""
+    """Encode some captions of a shard in this process, on one thread as an actor does."""
+    import torch
+
+    if job.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "--measure tries the encoder on this machine, which has no GPU",
+            "run it where the GPUs are, or with preencode.gpus_per_actor=0 for the speed of a core",
+        )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _timed(job, captions)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _timed(job: Job, captions: list[str]) -> Speed:
     loaded = load_encoder(job.loaded, job.device, job.batch_tokens)
     rows, _ = tokens.distinct(loaded.tokenize(captions[:MEASURED]).ids)
     loaded.encode_ids(rows[:1], np.float16)  # the first call pays for what is set up once

@@ -151,8 +151,8 @@ def _work(
     def call(actor: Any, todo: Todo, _: Todo | None) -> ray.ObjectRef:
         return actor.process.remote(todo)
 
-    actors = room.actors(replace(config.preencode, gpus_per_actor=0), len(left))
-    outcomes = dispatch(left, start, call, actors, passing)
+    there = room.Room(replace(config.preencode, gpus_per_actor=0))
+    outcomes = dispatch(left, start, call, there, passing)
     total = sum(todo.shard.rows * len(todo.members) for todo in left)
     begun, images = time.perf_counter(), 0
     with progress.bar("prepare", total, "images") as bar, closing(outcomes):

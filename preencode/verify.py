@@ -1,12 +1,13 @@
 """Check everything that the stage wrote against the tars, the encoder and itself.
 
-Every file is read and its checksum compared; the captions of every tar are read again and joined;
-some captions of each shard are encoded again, each alone, and compared with what is stored.
+Every file is read and its checksum compared, images in their tars included. The captions of every
+tar are read and tokenized again, and each sample's tokens compared with those that it is joined
+with; some captions of each shard are encoded again, each alone, and compared with what is stored.
 """
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,7 +60,7 @@ def check_shard(job: Job, tar: Tar, captions: int, encoder: Encoder) -> Findings
         found.problems.append("it has no complete index of this tar")
         return found
     found.problems += _check_files(job.index_dir, indexed, found)
-    found.problems += _check_captions(job, tar, indexed)
+    texts = _captions(job, tar, indexed, found)
     body = embedding_manifest(job, tar.name)
     if body is None:
         found.problems.append("it has no complete embeddings by this encoder")
@@ -70,6 +71,7 @@ def check_shard(job: Job, tar: Tar, captions: int, encoder: Encoder) -> Findings
     if not found.problems:
         found.problems += _check_arrays(job, body, indexed, found)
     if not found.problems:
+        found.problems += _check_join(job, body, texts, encoder())
         found.problems += _check_values(job, body, captions, encoder(), found)
     return found
 
@@ -87,16 +89,23 @@ def _check_files(folder: str, body: Mapping[str, Any], found: Findings) -> Itera
             yield f"`{path}` has checksum {checksum}, its manifest says {entry['crc32c']}"
 
 
-def _check_captions(job: Job, tar: Tar, indexed: Mapping[str, Any]) -> Iterator[str]:
-    """Read the captions where the index says that they are."""
+def _captions(job: Job, tar: Tar, indexed: Mapping[str, Any], found: Findings) -> list[str]:
+    """Return the captions where the index says that they are, and check them and the images."""
     rows, keys, _ = index.load(job.index_dir, tar.name)
     content = tars.open_tar(tar.path)
     try:
-        same = index.digest_rows(keys, index.captions(content, rows)) == indexed["digest"]
+        texts = index.captions(content, rows)
+        same = index.digest_rows(keys, texts) == indexed["digest"]
     except ValueError:
-        same = False
+        texts, same = [], False
     if not same:
-        yield f"captions in `{tar.path}` are others than its index says"
+        found.problems.append(f"captions in `{tar.path}` are others than its index says")
+    places = zip(rows["image_offset"].tolist(), rows["image_bytes"].tolist(), strict=True)
+    images = storage.crc32c_of(content[start : start + size] for start, size in places)
+    found.bytes_read += int(rows["image_bytes"].sum())
+    if images != indexed["images_crc32c"]:
+        found.problems.append(f"images in `{tar.path}` are others than its index says")
+    return texts
 
 
 def _check_arrays(
@@ -124,6 +133,23 @@ def _check_arrays(
         yield "its manifest counts other tokens or captions"
 
 
+def _check_join(
+    job: Job, body: Mapping[str, Any], texts: list[str], encoder: TextEncoder
+) -> Iterator[str]:
+    """Compare the tokens of every sample's caption with those that the sample is joined with."""
+    offsets, ids, slots = (
+        embeddings.open_part(job.embedding_dir, body, part) for part in ("offsets", "ids", "slots")
+    )
+    wanted = encoder.tokenize(texts).ids
+    wrong = [
+        row
+        for row, slot in enumerate(slots.tolist())
+        if ids[offsets[slot] : offsets[slot + 1]].tolist() != wanted[row]
+    ]
+    if wrong:
+        yield f"{len(wrong)} samples have the tokens of another caption, first in row {wrong[0]}"
+
+
 def _check_values(
     job: Job, body: Mapping[str, Any], captions: int, encoder: TextEncoder, found: Findings
 ) -> Iterator[str]:
@@ -147,26 +173,60 @@ def _relative(stored: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.linalg.norm(stored - wanted) / np.linalg.norm(wanted))
 
 
-def check_sets(job: Job, names: list[str]) -> Iterator[str]:
-    """Check what is said of all shards together: encoder.json and the two set manifests."""
-    for folder, kind, key in (
-        (job.index_dir, "dataset", "name"),
-        (job.embedding_dir, "embedding-set", "shard"),
-    ):
-        path = storage.join(folder, "manifest.json")
-        try:
-            listed = [s[key] for s in manifest.read(path, kind)["shards"]]
-        except ImagenError as err:
-            yield err.message
-            continue
-        if listed != names:
-            yield f"`{path}` lists other shards than there are tars"
+def check_sets(job: Job, tars: Sequence[Tar]) -> Iterator[str]:
+    """Check what is said of all shards together: the two set manifests and encoder.json."""
+    data, yielded = None, []
+    try:
+        data = manifest.read(storage.join(job.index_dir, "manifest.json"), "dataset")
+        facts = ("rows", "digest", "images_crc32c")
+        yielded += _check_set(data, "name", facts, lambda tar: index_manifest(job, tar), tars)
+        path = storage.join(job.embedding_dir, "manifest.json")
+        embedded = manifest.read(path, "embedding-set")
+        yielded += _check_set(
+            embedded,
+            "shard",
+            ("rows", "digest"),
+            lambda tar: embedding_manifest(job, tar.name),
+            tars,
+        )
+        if embedded["data"] != data["fingerprint"]:
+            yielded.append("the embeddings' manifest.json is of another data set than the index's")
+    except ImagenError as err:
+        yielded.append(err.message)
+    yield from yielded
+
+
+def _check_set(
+    body: Mapping[str, Any],
+    key: str,
+    facts: Sequence[str],
+    manifest_of: Callable[[Tar], Mapping[str, Any] | None],
+    tars: Sequence[Tar],
+) -> Iterator[str]:
+    """Compare what a set manifest says of each shard with the shard's own."""
+    kind = body["format"]
+    if [s[key] for s in body["shards"]] != [tar.name for tar in tars]:
+        yield f"the manifest.json of format {kind} lists other shards than there are tars"
+        return
+    for tar, listed in zip(tars, body["shards"], strict=True):
+        own = manifest_of(tar)
+        if own is not None and any(own[fact] != listed[fact] for fact in facts):
+            yield f"{tar.name}: the manifest.json of format {kind} says other things than its own"
+
+
+def check_encoder(job: Job, encoder: TextEncoder) -> Iterator[str]:
+    """Check whose embeddings these are said to be, and the embedding of the empty caption."""
     path = storage.join(job.embedding_dir, "encoder.json")
     try:
-        encoder = manifest.read(path, "encoder")
-        for name, entry in encoder["files"].items():
-            manifest.check_file(name, storage.get(storage.join(job.embedding_dir, name)), entry)
-        if encoder["fingerprint"] != job.fingerprint:
-            yield f"`{path}` is of encoder {encoder['fingerprint']}, not {job.fingerprint}"
+        body = manifest.read(path, "encoder")
+        null = embeddings.arrays.open_npy(
+            storage.join(job.embedding_dir, "null.npy"), body["files"]["null.npy"]
+        )
     except ImagenError as err:
         yield err.message
+        return
+    if body["fingerprint"] != job.fingerprint:
+        yield f"`{path}` is of encoder {body['fingerprint']}, not {job.fingerprint}"
+    (wanted,) = encoder.encode([""])
+    if not _relative(null.astype(np.float32), wanted) <= TOLERANCE[job.text.dtype]:
+        yield "`null.npy` is not what the encoder gives for the empty caption"

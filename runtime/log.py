@@ -1,5 +1,6 @@
 """Append-only logs of events: one JSON object a line."""
 
+import contextlib
 import json
 import math
 import os
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 from imagen import storage
+from imagen.errors import StorageError
 
 REMOTE_EVERY_S = 10.0
 """An object store cannot append: a remote log is published whole, at most this often."""
@@ -45,12 +47,13 @@ class JsonLog:
             return
         self._lines.append(line)
         if time.monotonic() - self._published > REMOTE_EVERY_S:
-            self._publish()
+            with contextlib.suppress(StorageError):  # the lines are kept for the next time
+                self._publish()
 
     def _publish(self) -> None:
         self._lines = [b"".join(self._lines)]
-        storage.put(self.path, self._lines[0])
         self._published = time.monotonic()
+        storage.put(self.path, self._lines[0])
 
     def close(self) -> None:
         """Publish what is buffered and close the file."""

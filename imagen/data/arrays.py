@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from imagen import manifest, staging, storage
+from imagen import manifest, staging, storage, store
 from imagen.errors import ShardError
 
 
@@ -39,7 +39,8 @@ def write_npy(
             file.write(header.getvalue())
         array = np.memmap(temp, dtype, "r+", offset=start, shape=shape)
         fill(array)
-        array.flush()
+        with store.explained("write", path):
+            array.flush()
         return {"bytes": size, "crc32c": storage.crc32c_file(temp)}
 
 

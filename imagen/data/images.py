@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
 
+from imagen.data.samples import FORMATS
 from imagen.errors import ShardError
 
 VERSION = 1
@@ -59,7 +60,7 @@ def told(height: int, width: int) -> str:
 
 
 def _open(data: bytes, largest: int) -> Image.Image:
-    image = Image.open(io.BytesIO(data))
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
     if image.format == "JPEG":
         image.draft(None, (_DRAFT * largest, _DRAFT * largest))  # not yet upright: both sides alike
     image.load()

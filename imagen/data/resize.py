@@ -30,6 +30,7 @@ from PIL import Image
 from imagen import manifest, storage
 from imagen.data import images, index
 from imagen.data.prepared import Prepared
+from imagen.data.samples import FORMATS
 from imagen.errors import ShardError
 
 VERSION = 1
@@ -106,7 +107,7 @@ def _unusable(data: bytes, target: Target, reason: str) -> Picture:
 
 def _extension(data: bytes) -> str:
     """Return the extension for an image's bytes; an index knows their header to be readable."""
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         return _EXTENSIONS.get(image.format or "", "jpg")
 
 

@@ -2,7 +2,8 @@
 
 Samples that cannot be used are left out here, once, and counted by reason, so that training never
 meets them: `no_image`, `bad_image`, `image_size`, `no_caption`, `caption_size`, `non_utf8`,
-`duplicate_key`. Members whose names give no key are counted, too: `no_extension`, `hidden`.
+`duplicate_key`, `key_size`. Members whose names give no key are counted, too: `no_extension`,
+`hidden`.
 """
 
 import io
@@ -15,11 +16,15 @@ from PIL import Image
 
 from imagen.data.tars import Buffer, Member, split_name
 
+FORMATS = ("JPEG", "PNG", "WEBP")
+"""What is read as an image, whatever its name: Pillow's EPS plugin, for one, runs Ghostscript."""
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 SMALLEST_PX = 4
 """Shorter side of an image; scraped sets hold tracking pixels and rules of 1 px."""
 LARGEST_PIXELS = Image.MAX_IMAGE_PIXELS or 0
 """89 million: above it Pillow takes an image for a decompression bomb. 8 bits RGB are 268 MB."""
+LARGEST_KEY_BYTES = 1024
+"""Keys are stored at one width, that of the longest."""
 LARGEST_CAPTION_BYTES = 64 * 1024
 """A longer one is no caption, but a page that got into its place; T5 reads 128 tokens of it."""
 
@@ -116,6 +121,8 @@ def _group(members: Iterable[Member]) -> dict[str, tuple[dict[str, Member], list
 
 
 def _sample(tar: Buffer, key: str, parts: dict[str, Member]) -> Sample:
+    if (size := len(key.encode("utf8", "surrogateescape"))) > LARGEST_KEY_BYTES:
+        raise _BadSampleError("key_size", f"{size:,} bytes")
     image = next((parts[e] for e in IMAGE_EXTENSIONS if e in parts), None)
     if image is None:
         raise _BadSampleError("no_image", f"only .{', .'.join(sorted(parts))}")
@@ -150,7 +157,7 @@ def _dimensions(data: bytes) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 width, height = image.size
     except bomb:
         raise _BadSampleError("image_size", f"more than {LARGEST_PIXELS:,} pixels") from None

@@ -12,7 +12,7 @@ import tarfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from imagen import storage
+from imagen import storage, store
 from imagen.errors import ShardError
 
 Buffer = bytes | mmap.mmap
@@ -66,7 +66,7 @@ def open_tar(path: str) -> Buffer:
     """Return the content of a tar. Raises StorageError."""
     if not storage.is_local(path) or storage.size(path) == 0:
         return storage.get(path)
-    with open(storage.local(path), "rb") as file:
+    with store.explained("read", path), open(storage.local(path), "rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 

@@ -91,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
     tree = read_tree(args.config, [*args.overrides, *given])
     _check_kind(told.get("source"), tree["source"])
     config = absolute(build(PreencodeConfig, tree, args.config))
+    importing.check(config)  # before the lock makes a folder, and the sweep deletes in it
     if args.dry_run:
         print(dump_yaml(config))
         print(*plan_lines(importing.plan(config), config), sep="\n")

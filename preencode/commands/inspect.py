@@ -11,6 +11,7 @@ from imagen import config, manifest, storage
 from imagen.data import embeddings
 from imagen.data.index import manifest_path
 from imagen.data.prepared import Prepared
+from imagen.data.tars import RESERVED
 from imagen.errors import ConfigError, ImagenError, ShardError
 from imagen.text.config import TextConfig
 from imagen.text.encoder import load_tokenizer
@@ -98,8 +99,8 @@ def overview(folder: str, encoder: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _shards(folder: str) -> list[str]:
-    end = ".tokens.npy"
-    return [n.removesuffix(end) for n in storage.listdir(folder) if n.endswith(end)]
+    names = (n.removesuffix(".json") for n in storage.listdir(folder) if n.endswith(".json"))
+    return [n for n in names if n not in RESERVED]
 
 
 def _body(folder: str, name: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from preencode import importing, room, verify
 from preencode.commands.histogram import histogram_lines
 from preencode.config import PreencodeConfig
 from preencode.dispatch import dispatch
-from preencode.driver import make_job, passing, starter
+from preencode.driver import ENCODER, make_job, passing, starter
 from preencode.report import human_bytes
 from preencode.shard import Job
 from preencode.verify import Findings
@@ -23,9 +23,10 @@ from runtime.cli import stage_parser
 TEXT = """\
 Check what `python -m preencode CONFIG` wrote, changing nothing.
 
-Every file of the index and of the embeddings is read and its checksum compared; the captions of
-every tar are read again and joined with both; some captions of each shard are encoded again, each
-alone, and compared with what is stored.
+Every file of the index and of the embeddings is read and its checksum compared, and so are the
+images in the tars; the captions of every tar are read and tokenized again, and each sample's
+tokens compared with those that it is joined with; some captions of each shard are encoded again,
+each alone, and compared with what is stored.
 """
 
 MORE = """\
@@ -49,6 +50,8 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Verify; return the exit status."""
+    if args.captions < 0:
+        raise ConfigError(f"--captions {args.captions} is negative", "0 encodes none again")
     config = absolute(load_config(PreencodeConfig, args.config, args.overrides))
     tars = importing.list_tars(config)
     job = make_job(config)
@@ -56,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"to verify       {len(tars):,} shards, {args.captions} captions of each again")
         return 0
     found = Findings("all")
-    found.problems += verify.check_sets(job, [t.name for t in tars])
+    found.problems += verify.check_sets(job, tars)
     with session.connect(args.address):
         _work(config, job, tars, args.captions, found)
     print(*summary_lines(found, len(tars), job.text.dtype), sep="\n")
@@ -68,11 +71,14 @@ def _work(
 ) -> None:
     """Have all shards checked by actors, and add up what they find."""
 
-    def call(actor: Any, tar: Tar, _: Tar | None) -> Any:
-        return actor.verify.remote(tar, captions)
+    def call(actor: Any, item: Tar | str, _: Tar | str | None) -> Any:
+        if isinstance(item, Tar):
+            return actor.verify.remote(item, captions)
+        return actor.verify_encoder.remote()
 
-    actors = room.actors(config.preencode, len(tars))
-    outcomes = dispatch(tars, starter(config, job), call, actors, passing)
+    outcomes = dispatch(
+        [ENCODER, *tars], starter(config, job), call, room.Room(config.preencode), passing
+    )
     with progress.bar("verify", len(tars), "shards") as bar, closing(outcomes):
         for outcome in outcomes:
             if outcome.lost is not None or outcome.failed is not None:
@@ -80,10 +86,13 @@ def _work(
             value = outcome.error or outcome.value[1]
             if isinstance(value, ConfigError):
                 raise value
+            name = outcome.item.name if isinstance(outcome.item, Tar) else ENCODER
             if isinstance(value, ImagenError):
-                value = Findings(outcome.item.name, [value.message])
+                value = Findings(name, [value.message])
+            elif not isinstance(value, Findings):
+                value = Findings(name, value)
             found.add(value)
-            bar.advance()
+            bar.advance(outcome.item != ENCODER)
 
 
 def summary_lines(found: Findings, shards: int, dtype: str) -> Iterator[str]:

@@ -7,20 +7,30 @@ an address that was checked.
 """
 
 import ipaddress
+import queue
 import socket
+import threading
+from typing import Any
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_TRANSLATED = [
+    ipaddress.ip_network(text) for text in ("::/96", "::ffff:0:0:0/96", "64:ff9b:1::/48")
+]
+"""Wrappings of IPv4 addresses that no public host is reached by (RFC 4291, 2765, 8215)."""
 
 
 class RefusedError(Exception):
     """Carries (reason, detail, may it be better soon) of a host that is not connected to."""
 
 
-def checked(host: str, port: int, *, allow_private: bool) -> list[str]:
-    """Return the addresses of a host that may be connected to. Raises RefusedError."""
+def checked(host: str, port: int, *, allow_private: bool, timeout_s: float) -> list[str]:
+    """Return the addresses of a host that may be connected to.
+
+    Raises RefusedError, TimeoutError when the name server takes longer.
+    """
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = _looked_up(host, port, timeout_s)
     except socket.gaierror as err:
         raise RefusedError(
             "dns", f"{host}: {err.strerror}", err.errno == socket.EAI_AGAIN
@@ -34,13 +44,41 @@ def checked(host: str, port: int, *, allow_private: bool) -> list[str]:
     return good
 
 
+def _looked_up(host: str, port: int, timeout_s: float) -> list[Any]:
+    """Do what getaddrinfo() does, which no timeout ends, in a thread that may be left behind."""
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except (OSError, ValueError) as err:  # UnicodeError is a ValueError
+            answers.put(err)
+
+    threading.Thread(target=ask, name="look-up", daemon=True).start()
+    try:
+        found = answers.get(timeout=timeout_s)
+    except queue.Empty:
+        raise TimeoutError(f"no name server said where {host} is") from None
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
 def is_public(text: str) -> bool:
     """Tell whether an address is one of the public Internet, also inside an IPv6 wrapping."""
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return False
-    return all(a.is_global and not a.is_multicast for a in (address, *_wrapped(address)))
+    return all(_is_global(a) for a in (address, *_wrapped(address)))
+
+
+def _is_global(address: Address) -> bool:
+    if isinstance(address, ipaddress.IPv6Address) and (
+        address.is_site_local or any(address in network for network in _TRANSLATED)
+    ):
+        return False
+    return address.is_global and not address.is_multicast
 
 
 def _wrapped(address: Address) -> list[Address]:

@@ -54,7 +54,7 @@ class SourceConfig:
     threads: int = 16
     """urls: fetches at a time."""
     timeout_s: float = 20.0
-    """urls: most seconds of one try, redirects and body included."""
+    """urls: most seconds of one try: look-up, redirects and body included."""
     retries: int = 2
     """urls: more tries after a timeout, a lost connection, 429 or 5xx."""
     largest_bytes: int = 20_000_000
@@ -108,8 +108,12 @@ _PATH_HINTS = {
 
 
 def identity(source: SourceConfig) -> dict[str, Any]:
-    """Return what of a source decides the bytes of its import: how fast it is fetched does not."""
-    keys = [key for key in TAKES[source.name] if key not in _FETCHING]
+    """Return what of a source decides the bytes of its import: how fast it is fetched does not.
+
+    Nor does where a folder or a list is: its listing says what is in it.
+    """
+    without = (*_FETCHING, "path") if source.name in ("folder", "urls") else _FETCHING
+    keys = [key for key in TAKES[source.name] if key not in without]
     return {"name": source.name, **{key: getattr(source, key) for key in keys}}
 
 

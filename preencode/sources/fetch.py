@@ -49,7 +49,7 @@ class Limits:
     """What a fetch may take."""
 
     timeout_s: float
-    """Most seconds of one try."""
+    """Most seconds of one try, the look-up of its name included."""
     retries: int
     """More tries after a passing failure."""
     largest_bytes: int
@@ -105,7 +105,9 @@ class Fetcher:
 
     def _connect(self, host: str, port: int, deadline: float) -> socket.socket:
         try:
-            found = addresses.checked(host, port, allow_private=self.limits.allow_private)
+            found = addresses.checked(
+                host, port, allow_private=self.limits.allow_private, timeout_s=_left(deadline)
+            )
         except addresses.RefusedError as err:
             reason, detail, again = err.args
             raise FetchError(reason, detail, again=again) from None

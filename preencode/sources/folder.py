@@ -80,13 +80,17 @@ class FolderSource:
             raise BadRowError(*entry.bad)
         raw = entry.text
         if entry.text_file is not None:
-            raw = storage.get(storage.join(self._path, entry.text_file))
+            raw = self._get(entry.text_file)
         text = rows.caption_text(raw)
-        extension, data = images.stored(storage.get(storage.join(self._path, entry.file)))
+        extension, data = images.stored(self._get(entry.file))
         about = json.dumps({"file": entry.file}).encode()
         return Sample(
             rows.key_of(row), {extension: data, "txt": text.encode("utf8"), "json": about}
         )
+
+    def _get(self, file: str) -> bytes:
+        with listing.one_file(self._path):
+            return storage.get(storage.join(self._path, file))
 
 
 def _is_hidden(name: str) -> bool:
@@ -151,6 +155,8 @@ class _Captions:
     def _entry(self, file: File, has_metadata: bool) -> _Entry:
         if file.version == listing.BROKEN_LINK:
             return _Entry(file.name, 0, bad=("missing_file", "the link leads nowhere"))
+        if file.version == listing.UNREADABLE:
+            return _Entry(file.name, 0, bad=("unreadable_file", "the link cannot be followed"))
         if file.name in self._told:
             return _Entry(file.name, file.size, text=self._told[file.name])
         beside = posixpath.splitext(file.name)[0] + ".txt"

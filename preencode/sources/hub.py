@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -15,6 +16,8 @@ from preencode.sources.rows import Bad, BadRowError, Row, Sample, Slice
 
 _SAVED = ("state.json", "dataset_dict.json")
 """What `save_to_disk` leaves in the root of a folder."""
+_ARCHIVE = re.compile(r"(zip|tar|gzip|bz2|lz4|xz|zstd)://.*", re.DOTALL)
+"""What may stand before the last `::` of an address: a member of what follows, which is checked."""
 
 
 class HubSource:
@@ -90,7 +93,8 @@ class HubSource:
         if text is not None and not isinstance(text, str):
             raise BadRowError("no_caption", f"`{self._caption}` is no text: {text!r:.100}")
         caption = rows.caption_text(None if text is None else text.encode("utf8", "surrogatepass"))
-        data, file = _image_bytes(record[self._image], self._image, local=self._local)
+        root = self._config.path if self._local else None
+        data, file = _image_bytes(record[self._image], self._image, root)
         extension, data = images.stored(data)
         about = {"row": row} if file is None else {"row": row, "file": file}
         return Sample(
@@ -166,8 +170,8 @@ def _undecoded(datasets: Any, data: Any, column: str) -> Any:
     return data
 
 
-def _image_bytes(value: Any, column: str, *, local: bool) -> tuple[bytes, str | None]:
-    """Return (bytes, name of the file) of a cell."""
+def _image_bytes(value: Any, column: str, root: str | None) -> tuple[bytes, str | None]:
+    """Return (bytes, name of the file) of a cell; `root`: folder of a dataset on this machine."""
     if isinstance(value, bytes):
         return value, None
     if not isinstance(value, Mapping):
@@ -176,19 +180,38 @@ def _image_bytes(value: Any, column: str, *, local: bool) -> tuple[bytes, str | 
     if data is None and path is None:
         raise BadRowError("no_image", f"`{column}` is empty")
     if data is None:
-        _check_place(str(path), local=local)
-        data = _fetched(str(path))
+        place = _checked(str(path), root)
+        if root is None:
+            data = _fetched(place)
+        else:
+            with listing.one_file(root):
+                data = _fetched(place)
     return data, storage.name(path.partition("::")[0]) if path else None
 
 
-def _check_place(path: str, *, local: bool) -> None:
-    """Raise BadRowError unless an image is on the hub, or on this machine as its dataset is.
+def _checked(path: str, root: str | None) -> str:
+    """Return where an image is read from: the hub, or below the folder of a local dataset.
 
-    A dataset comes from strangers: its rows may not make this machine read just anything.
+    A dataset comes from strangers: its rows may not make this machine read just anything. Of a
+    chain (`zip://a::b`) fsspec opens the first link with what follows, unless the first link is
+    none of an archive: then that alone. Raises BadRowError.
     """
-    place = path.rpartition("::")[2]
-    if not place.startswith("hf://") and not (local and storage.is_local(place)):
-        raise BadRowError("foreign_path", f"`{path}` is no part of the dataset")
+    *links, place = path.split("::")
+    if all(_ARCHIVE.fullmatch(link) for link in links):
+        if root is None and place.startswith("hf://"):
+            return path
+        if root is not None and (real := _below(root, place)) is not None:
+            return "::".join([*links, real])
+    raise BadRowError("foreign_path", f"`{path}` is no part of the dataset")
+
+
+def _below(root: str, place: str) -> str | None:
+    """Return the real path of a local file if it is below a folder, else None."""
+    if not storage.is_local(place) or "\0" in place:
+        return None
+    real, folder = os.path.realpath(storage.local(place)), os.path.realpath(root)
+    is_below = real.startswith(f"{folder.rstrip('/')}/")
+    return real if is_below and "::" not in real and "://" not in real else None
 
 
 def _fetched(path: str) -> bytes:

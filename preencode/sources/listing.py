@@ -1,5 +1,7 @@
 """All files below a folder, local or remote, each with a text that changes when it does."""
 
+import contextlib
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -7,10 +9,15 @@ from typing import Any
 
 from imagen import manifest, storage
 from imagen.errors import ConfigError, StorageError
-from preencode.sources.rows import printable
+from imagen.store import explained
+from preencode.sources.rows import BadRowError, printable
 
-LINKED_FOLDER, BROKEN_LINK = "linked folder", "broken link"
+LINKED_FOLDER, BROKEN_LINK, UNREADABLE = "linked folder", "broken link", "unreadable link"
 """Versions of what a walk does not follow."""
+_MISSING = frozenset({errno.ENOENT, errno.ELOOP})
+_UNREADABLE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +34,8 @@ def is_folder(path: str) -> bool:
     if storage.is_local(path):
         return os.path.isdir(storage.local(path))
     fs, inner = _remote(path)
-    return fs.isdir(inner)
+    with explained("look up", path):
+        return fs.isdir(inner)
 
 
 def files_below(folder: str) -> list[File]:
@@ -51,8 +59,10 @@ def _local_file(path: str, folder: str) -> File:
     name = os.path.relpath(path, folder)
     try:
         stat = os.stat(path)
-    except FileNotFoundError:
-        return File(name, 0, BROKEN_LINK)
+    except OSError as err:
+        if err.errno not in _MISSING | _UNREADABLE:
+            _raise(err)
+        return File(name, 0, BROKEN_LINK if err.errno in _MISSING else UNREADABLE)
     return File(name, stat.st_size, f"{stat.st_size}-{stat.st_mtime_ns}")
 
 
@@ -63,6 +73,35 @@ def digest(files: Iterable[File]) -> str:
 
 def _raise(err: OSError) -> None:
     raise StorageError(f"cannot list `{err.filename}`: {err.strerror}") from err
+
+
+@contextlib.contextmanager
+def one_file(folder: str) -> Iterator[None]:
+    """Turn a StorageError of one file of a local folder into a BadRowError.
+
+    A disk that fails, or a folder that is gone or empty, is not the fault of one file.
+    """
+    try:
+        yield
+    except StorageError as err:
+        cause = err.__cause__
+        if not storage.is_local(folder) or not _is_filled(storage.local(folder)):
+            raise
+        gone = isinstance(cause, (KeyError, FileNotFoundError))  # KeyError: in an archive
+        if gone or getattr(cause, "errno", None) in _MISSING:
+            raise BadRowError("missing_file", "it is not there") from None
+        if isinstance(cause, OSError) and cause.errno not in {None, *_UNREADABLE}:
+            raise
+        told = getattr(cause, "strerror", None) or type(cause).__name__
+        raise BadRowError("unreadable_file", told) from None
+
+
+def _is_filled(folder: str) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return False
 
 
 def _remote(path: str) -> tuple[Any, str]:

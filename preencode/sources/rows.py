@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imagen.data.order import permutation
+from imagen.data.samples import LARGEST_CAPTION_BYTES
 from imagen.data.tars import BLOCK
 
 _ORDER = 0x1A7
@@ -118,7 +119,7 @@ def equal_slices(rows: int | None, length: int) -> Iterator[Slice]:
 
 
 def caption_text(raw: bytes | None) -> str:
-    """Return a caption without white space around it. Raises BadRowError."""
+    """Return a caption without white space around it, as an index takes it. Raises BadRowError."""
     if raw is None:
         raise BadRowError("no_caption", "there is none")
     try:
@@ -127,4 +128,6 @@ def caption_text(raw: bytes | None) -> str:
         raise BadRowError("non_utf8", str(err)) from None
     if not text:
         raise BadRowError("no_caption", "it is empty")
+    if (size := len(text.encode("utf8"))) > LARGEST_CAPTION_BYTES:
+        raise BadRowError("caption_size", f"{size:,} bytes")
     return text

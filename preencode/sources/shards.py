@@ -6,18 +6,23 @@ its images are known only once they are here, more may follow: `00007_001.tar` a
 """
 
 import itertools
+import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from imagen import manifest, storage
+from imagen import manifest, staging, storage
 from imagen.data import tars
+from imagen.errors import ConfigError, ShardError
 from preencode.sources.rows import TAR_END_BYTES, Bad, Row, Sample, Slice, Source, printable
 from runtime.progress import Bar
 
 KIND = "source-shard"
+BEGUN = "begun.json"
+"""Says that the tars here are an import's: there from before the first tar until the manifest."""
+_OF_ALL = "manifest.json"
 _TAR_NAME = re.compile(r"\d{5,}(_\d{3,})?\.tar")
 _MANIFEST_NAME = re.compile(r"\d{5,}\.json")
 
@@ -30,16 +35,20 @@ class Total:
     samples: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
-    """A JSON line for each row that was left out."""
+    failed: list[int] = field(default_factory=list)
+    """Shards that left rows out."""
+    failure_bytes: int = 0
+    """Of a JSON line for each row that was left out."""
 
-    def add(self, body: dict[str, Any]) -> None:
+    def add(self, number: int, body: dict[str, Any]) -> None:
         """Count one shard's manifest."""
         self.rows += body["rows"]
         self.samples += body["samples"]
         self.left_out.update(body["left_out"])
         self.files |= body["files"]
-        self.failures += body["failures"]
+        if body["failures"]:
+            self.failed.append(number)
+            self.failure_bytes += sum(len(line) for line in _lines(body))
 
 
 Files = Mapping[str, int]
@@ -57,6 +66,55 @@ def finished(
 
 def _path(folder: str, number: int) -> str:
     return storage.join(folder, f"{number:05d}.json")
+
+
+def _lines(body: dict[str, Any]) -> Iterator[bytes]:
+    return ((json.dumps(failure) + "\n").encode("ascii") for failure in body["failures"])
+
+
+def publish_failures(folder: str, path: str, total: Total) -> None:
+    """Write the rows that were left out as JSON lines, one shard's in memory at a time."""
+    if not total.failed:
+        storage.delete(path)
+        return
+    with staging.staged(path, total.failure_bytes) as temp, open(temp, "r+b") as file:
+        for number in total.failed:
+            file.writelines(_lines(manifest.read(_path(folder, number), KIND)))
+
+
+def is_import(folder: str, files: Iterable[str]) -> bool:
+    """Tell whether an import of ours, finished or not, lies in a folder of these files.
+
+    Of many manifests of shards a few are read: they are of one writer.
+    """
+    names = [name for name in sorted(files) if _MANIFEST_NAME.fullmatch(name)]
+    known = {_OF_ALL: "source", BEGUN: "source-begun"}
+    asked = {n: kind for n, kind in known.items() if n in files} | dict.fromkeys(names[:4], KIND)
+    return any(_is_of(storage.join(folder, name), kind) for name, kind in asked.items())
+
+
+def _is_of(path: str, kind: str) -> bool:
+    try:
+        manifest.read(path, kind)
+    except ShardError:
+        return False
+    return True
+
+
+def begin(folder: str) -> None:
+    """Take a folder for an import. Raises ConfigError when numbered tars of others are there."""
+    files = storage.sizes(folder)
+    if not is_import(folder, files):
+        patterns = (_TAR_NAME, _MANIFEST_NAME, re.compile(re.escape(_OF_ALL)))
+        if taken := [n for n in sorted(files) if any(p.fullmatch(n) for p in patterns)]:
+            raise ConfigError(
+                f"`{folder}` holds {', '.join(taken[:3])}{', …' if taken[3:] else ''}, which no "
+                "import wrote: an import would replace them",
+                f"use the tars where they are with data.tars={folder}, or import with another "
+                "`out`; if nobody needs them, delete them",
+            )
+    if BEGUN not in files:
+        manifest.write(storage.join(folder, BEGUN), "source-begun", {})
 
 
 @dataclass(frozen=True, slots=True)

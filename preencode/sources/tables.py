@@ -4,8 +4,10 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from imagen import storage
@@ -17,6 +19,13 @@ if TYPE_CHECKING:
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
 CAPTIONS = ("caption", "text")
 """Names of the caption column, the first that is there; upper case is the same."""
+
+_CELL_BYTES = 1 << 24
+"""Most characters of a CSV cell; 131,072 is what Python takes by itself."""
+_PLACE = re.compile(
+    r"https?://\S+|\S.*\.(jpe?g|png|webp|gif|bmp|tiff?|ppm|avif)", re.IGNORECASE | re.DOTALL
+)
+_PIECE = 1 << 16
 
 Pair = tuple[bytes | None, bytes | None]
 
@@ -84,12 +93,12 @@ def _columns(names: Sequence[str], wanted: tuple, where: str) -> tuple[str, str]
 def _arrays(pairs: Iterable[Pair]) -> tuple[Any, Any]:
     import pyarrow as pa
 
+    pairs, kind = iter(pairs), pa.large_binary()
     images, captions = [], []
-    for image, caption in pairs:
-        images.append(image)
-        captions.append(caption)
-    kind = pa.large_binary()
-    return pa.chunked_array([images], kind), pa.chunked_array([captions], kind)
+    while piece := list(islice(pairs, _PIECE)):
+        images.append(pa.array([image for image, _ in piece], kind))
+        captions.append(pa.array([caption for _, caption in piece], kind))
+    return pa.chunked_array(images, kind), pa.chunked_array(captions, kind)
 
 
 def _parquet(data: bytes, wanted: tuple, where: str) -> tuple[Any, Any]:
@@ -122,27 +131,50 @@ def _csv(data: bytes, wanted: tuple, where: str) -> tuple[Any, Any]:
     style: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
     text = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", "surrogateescape", newline="")
     reader = csv.reader(text, **style)
+    usual = csv.field_size_limit(_CELL_BYTES)
     try:
         header = next(reader, [])
         image, caption = (header.index(n) for n in _columns(header, wanted, where))
         return _arrays(_cells(reader, len(header), image, caption))
     except csv.Error as err:
-        raise ConfigError(f"`{where}` line {reader.line_num} is no CSV: {err}") from err
+        raise ConfigError(
+            f"`{where}` line {reader.line_num} is no CSV: {err}",
+            "look for a quote that is not closed before it",
+        ) from err
+    finally:
+        csv.field_size_limit(usual)
 
 
-def _cells(reader: Iterable[list[str]], width: int, image: int, caption: int) -> Iterator[Pair]:
+def _cells(reader: Any, width: int, image: int, caption: int) -> Iterator[Pair]:
+    """Yield the cells of each row; a pair of None for each line that an open quote swallowed."""
+    line = reader.line_num
     for cells in reader:
-        if len(cells) == width:
+        lines, line = reader.line_num - line, reader.line_num
+        if lines > 1 and any(_swallowed(cell) for cell in cells):
+            yield from [(None, None)] * lines
+        elif len(cells) == width:
             yield tuple(cells[at].encode("utf8", "surrogateescape") for at in (image, caption))  # type: ignore[misc]
         elif cells:
             yield None, None  # which cell is which is not known
 
 
+def _swallowed(cell: str) -> bool:
+    """Tell whether a line of a cell is a row of the list: the quote before it was left open."""
+    return any(
+        len(parts) > 1 and any(_PLACE.fullmatch(part.strip(' "\r')) for part in parts)
+        for parts in (line.split(",") for line in cell.split("\n")[1:])
+    )
+
+
 def _jsonl(data: bytes, wanted: tuple, where: str) -> tuple[Any, Any]:
-    objects = [_object(line) for line in data.split(b"\n") if line.strip()]
-    names = list(dict.fromkeys(name for found in objects for name in found))
+    """Read JSON lines twice, so that what is in other columns is never held."""
+    names = list(dict.fromkeys(name for found in _objects(data) for name in found))
     image, caption = _columns(names, wanted, where)
-    return _arrays((_text(found.get(image)), _text(found.get(caption))) for found in objects)
+    return _arrays((_text(found.get(image)), _text(found.get(caption))) for found in _objects(data))
+
+
+def _objects(data: bytes) -> Iterator[dict[str, Any]]:
+    return (_object(line) for line in io.BytesIO(data) if line.strip())
 
 
 def _object(line: bytes) -> dict[str, Any]:

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from imagen import manifest, storage
-from imagen.errors import CheckpointError, ShardError
+from imagen.errors import CheckpointError, ShardError, StorageError
 
 
 @pytest.fixture
@@ -64,6 +64,27 @@ def test_incomplete_is_what_lacks_anything(made, change):
     else:
         storage.delete(made)
     assert manifest.read_if_complete(made, "thing") is None
+
+
+@pytest.mark.parametrize("what", ["get", "size"])
+def test_what_cannot_be_looked_at_is_not_taken_for_missing(made, what, monkeypatch):
+    def unreachable(*_):
+        raise StorageError("the bucket does not answer")
+
+    monkeypatch.setattr(storage, what, unreachable)
+    with pytest.raises(StorageError, match="does not answer"):
+        manifest.read_if_complete(made, "thing")
+
+
+def test_a_listing_saves_looking_at_each_file(made, monkeypatch):
+    folder = made.rpartition("/")[0]
+    listing = storage.sizes(folder)
+    for lookup in ("size", "exists"):
+        monkeypatch.delattr(storage, lookup)
+    assert manifest.read_if_complete(made, "thing", listing) is not None
+    for name in listing:
+        fewer = {n: size for n, size in listing.items() if n != name}
+        assert manifest.read_if_complete(made, "thing", fewer) is None
 
 
 def test_a_flipped_byte_is_found_and_the_file_named(made):

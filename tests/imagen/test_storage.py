@@ -274,6 +274,23 @@ def test_the_sweep_deletes_old_leftovers_only(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["x", f"x{storage.TEMP_MARK}2-new"]
 
 
+def test_a_leftover_that_somebody_else_takes_meanwhile_does_not_stop_the_sweep(
+    tmp_path, monkeypatch
+):
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}{storage.TEMP_MARK}1").touch()
+    unlink = os.unlink
+
+    def raced(path):
+        unlink(path)
+        if path.startswith(str(tmp_path / "b")):
+            raise FileNotFoundError(path)
+
+    monkeypatch.setattr(os, "unlink", raced)
+    assert storage.sweep_temporary(str(tmp_path), older_than_s=-1) == 2
+    assert not list(tmp_path.iterdir())
+
+
 def test_sweeping_a_missing_or_remote_folder_deletes_nothing(tmp_path):
     assert storage.sweep_temporary(str(tmp_path / "none")) == 0
     assert storage.sweep_temporary("memory://somewhere") == 0

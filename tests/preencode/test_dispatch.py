@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from imagen.errors import StorageError
+from preencode import dispatch as module
 from preencode.dispatch import TRIES, _death, dispatch
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -19,6 +20,10 @@ def worker(cluster):
     @ray.remote(max_restarts=0, num_cpus=1)
     class Worker:
         """Ends its own process on items that say so, like an out-of-memory kill would."""
+
+        def who(self) -> int:
+            time.sleep(0.2)
+            return os.getpid()
 
         def work(self, item: str) -> str:
             kind, _, marker = item.partition(":")
@@ -39,6 +44,11 @@ def worker(cluster):
     return Worker
 
 
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr(module, "PAUSES_S", (0.1, 0.3))
+
+
 def passing(value):
     return value if isinstance(value, StorageError) else None
 
@@ -47,7 +57,7 @@ def run(worker, items, actors=2):
     def call(actor, item, _):
         return actor.work.remote(item)
 
-    return list(dispatch(items, worker.remote, call, actors, passing))
+    return list(dispatch(items, worker.remote, call, lambda: actors, passing))
 
 
 def test_every_item_is_worked_on_once(worker):
@@ -91,6 +101,30 @@ def test_what_does_not_pass_is_an_answer_after_three_tries(worker):
     assert {o.item for o in outcomes if isinstance(o.value, str)} == {"a", "b"}
 
 
+def test_what_may_pass_is_tried_again_after_a_pause(worker, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PAUSES_S", (1.5, 1.5))
+    item = f"full:{tmp_path}/marker"
+    times = {
+        o.value or "failed": time.monotonic()
+        for o in dispatch(
+            [item, "a"], worker.remote, lambda a, i, _: a.work.remote(i), lambda: 1, passing
+        )
+    }
+    assert times[item.upper()] - times["failed"] > 1.5
+    assert times["A"] < times[item.upper()]  # others do not wait
+
+
+def test_nodes_that_join_are_used(worker):
+    room = iter([1, 1, 1])
+    outcomes = dispatch(
+        [f"slow{i}" for i in range(8)],
+        worker.remote,
+        lambda actor, *_: actor.who.remote(),
+        lambda: next(room, 2),
+    )
+    assert len({o.value for o in outcomes}) == 2
+
+
 def test_what_an_actor_is_told_to_read_ahead_is_what_it_gets_next(worker):
     told: dict[int, list] = {}
 
@@ -99,7 +133,7 @@ def test_what_an_actor_is_told_to_read_ahead_is_what_it_gets_next(worker):
         return actor.work.remote(item)
 
     items = [f"item{i}" for i in range(20)]
-    outcomes = list(dispatch(items, worker.remote, call, 2))
+    outcomes = list(dispatch(items, worker.remote, call, lambda: 2))
     assert sorted(o.item for o in outcomes) == sorted(items)
     follow = [pair for calls in told.values() for pair in pairwise(calls)]
     hints = [(first[1], second[0]) for first, second in follow if first[1] is not None]
@@ -142,7 +176,7 @@ def test_an_exception_in_an_actor_is_raised_with_its_traceback_and_ends_the_acto
         ["a", "bug", "slow1", "slow2"],
         worker.remote,
         lambda actor, item, _: actor.work.remote(item),
-        1,
+        lambda: 1,
     )
     assert next(outcomes).value == "A"  # what is done stays
     with pytest.raises(KeyError, match="a bug") as caught:
@@ -154,7 +188,10 @@ def test_an_exception_in_an_actor_is_raised_with_its_traceback_and_ends_the_acto
 
 def test_leaving_early_ends_the_actors(worker):
     outcomes = dispatch(
-        ["slow1", "slow2", "a"], worker.remote, lambda actor, item, _: actor.work.remote(item), 2
+        ["slow1", "slow2", "a"],
+        worker.remote,
+        lambda actor, item, _: actor.work.remote(item),
+        lambda: 2,
     )
     next(outcomes)
     outcomes.close()

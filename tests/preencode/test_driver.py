@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from imagen import config as configs
@@ -17,9 +18,9 @@ from imagen import storage
 from imagen.data.embeddings import EmbeddingSet
 from imagen.data.prepared import Prepared
 from imagen.data.tars import write_tar
-from imagen.errors import ConfigError, StorageError
+from imagen.errors import ConfigError, ShardError, StorageError
 from imagen.text.encoder import load_encoder
-from preencode import driver, importing, report, stage
+from preencode import dispatch, driver, importing, report, shard, stage
 from preencode.actor import EncodeActor
 from preencode.config import PreencodeConfig
 from runtime import log, state
@@ -65,11 +66,11 @@ def work(tmp_path_factory, cluster):
     Image.new("L", (8, 8)).save(image, "png")
     folder = tmp_path_factory.mktemp("work")
     (folder / "tars").mkdir()
-    for shard in range(8):
-        draw = np.random.RandomState(shard)
+    for number in range(8):
+        draw = np.random.RandomState(number)
         samples = [
             (
-                f"{shard}{i:05d}",
+                f"{number}{i:05d}",
                 {
                     "png": image.getvalue(),
                     "txt": " ".join(f"w{w}" for w in draw.randint(0, 5000, 28)).encode(),
@@ -77,7 +78,7 @@ def work(tmp_path_factory, cluster):
             )
             for i in range(500)
         ]
-        (folder / "tars" / f"{shard:05d}.tar").write_bytes(write_tar(samples))
+        (folder / "tars" / f"{number:05d}.tar").write_bytes(write_tar(samples))
     finish(start(cluster, folder / "clean", folder / "tars"))
     return folder
 
@@ -87,9 +88,9 @@ def test_a_run_joins_every_sample_with_its_embedding(work, contents, encoder):
     data = Prepared.open(str(out / "index"))
     found = EmbeddingSet.find(str(out / "embeddings"), encoder.text, data)
     assert sum(s.rows for s in data.shards) == 4000
-    for shard, row in [(0, 0), (3, 17), (7, 499)]:
-        (wanted,) = encoder.encode([data.caption(shard, row)])
-        np.testing.assert_allclose(found.tokens(shard, row), wanted, atol=4e-3)
+    for number, row in [(0, 0), (3, 17), (7, 499)]:
+        (wanted,) = encoder.encode([data.caption(number, row)])
+        np.testing.assert_allclose(found.tokens(number, row), wanted, atol=4e-3)
     assert not list(out.rglob("*.tmp-*"))
 
 
@@ -260,7 +261,8 @@ def test_two_runs_in_one_folder_are_refused(config, tars, cluster):
         driver.run(c, cluster)
 
 
-def test_a_disk_that_fails_is_tried_three_times_and_reported(config, tars, cluster):
+def test_a_disk_that_fails_is_tried_three_times_and_reported(config, tars, cluster, monkeypatch):
+    monkeypatch.setattr(dispatch, "PAUSES_S", (0.1, 0.1))
     c = config(f"data.tars={tars(2, 3)}")
     job = driver.make_job(c)
     taken = Path(job.embedding_dir, "00000.tokens.npy")
@@ -306,6 +308,44 @@ def test_an_actor_that_read_ahead_writes_the_same_bytes(config, tars, tmp_path, 
         assert list(ahead._ahead) == ([] if following is None else [following])
     assert contents(tmp_path / "run") == one_by_one
     assert len(one_by_one) == 3 * 10
+
+
+@pytest.mark.parametrize(
+    ("trouble", "kind", "told"),
+    [
+        (MemoryError("x"), ShardError, "not enough memory"),
+        (torch.OutOfMemoryError("x"), ShardError, "not enough memory"),
+        (OSError(5, "Input/output error"), StorageError, "Input/output error"),
+    ],
+)
+def test_what_a_machine_does_to_one_shard_is_told_of_that_shard(
+    config, tars, monkeypatch, trouble, kind, told
+):
+    c = config(f"data.tars={tars(1, 3)}")
+    (tar,) = importing.list_tars(c)
+    actor = EncodeActor.__ray_metadata__.modified_class(driver.make_job(c))  # type: ignore[attr-defined]
+
+    def fails(*_):
+        raise trouble
+
+    monkeypatch.setattr(shard, "finish", fails)
+    _, error = actor.process(tar)
+    assert isinstance(error, kind)
+    assert "00000.tar" in error.message
+    assert told in error.message
+
+
+def test_a_bug_in_an_actor_stays_a_bug(config, tars, monkeypatch):
+    c = config(f"data.tars={tars(1, 3)}")
+    (tar,) = importing.list_tars(c)
+    actor = EncodeActor.__ray_metadata__.modified_class(driver.make_job(c))  # type: ignore[attr-defined]
+
+    def fails(*_):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(shard, "finish", fails)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        actor.process(tar)
 
 
 def test_unfinished_tars_of_img2dataset_are_left_out_and_told(config, tars, cluster):

@@ -90,6 +90,16 @@ def test_a_sample_that_is_not_there_is_an_error(project, key, message):
         told(project, key)
 
 
+def test_a_shard_that_is_being_written_is_not_counted(project, tmp_path):
+    import shutil
+
+    shutil.copytree(project, tmp_path / "copy")
+    (folder,) = inspect._folders(str(tmp_path / "copy"))
+    storage.delete(f"{folder}/manifest.json")
+    storage.delete(f"{folder}/b.json")
+    assert "unfinished      1 shards so far" in told(tmp_path / "copy")
+
+
 def test_a_folder_without_embeddings_is_an_error(tmp_path):
     with pytest.raises(ShardError, match="no embeddings in or below"):
         inspect._folders(str(tmp_path))

@@ -22,12 +22,13 @@ KILLS = 50
 
 def start(cluster: str, out: Path, tars: Path) -> subprocess.Popen:
     words = [CONFIG, f"out={out}", f"data.tars={tars}", "--address", cluster]
-    return subprocess.Popen(
-        [sys.executable, "-m", "preencode", *words],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    with open(f"{out}.stderr", "ab") as told:
+        return subprocess.Popen(
+            [sys.executable, "-m", "preencode", *words],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=told,
+        )
 
 
 def parent(pid: str) -> int:
@@ -76,6 +77,7 @@ def test_fifty_kills_at_random_moments_end_in_the_bytes_of_a_quiet_run(
     while sum(killed.values()) < KILLS:
         time.sleep(draw.uniform(0.0, 2.0))
         if driver.poll() is not None:  # it was ready first, or set a shard aside: begin again
+            assert driver.returncode in (0, 1), Path(f"{out}.stderr").read_text()
             forget(out, draw)
             driver = start(cluster, out, work)
         elif draw.random() < 0.1:
@@ -93,6 +95,7 @@ def test_fifty_kills_at_random_moments_end_in_the_bytes_of_a_quiet_run(
     assert driver.returncode == 0
     assert killed["driver"] >= 3
     assert killed["actor"] >= 25
+    assert "Traceback" not in Path(f"{out}.stderr").read_text()
     assert contents(out) == contents(tmp_path / "quiet")
     events = log.read(f"{out}/logs/preencode.jsonl")
     assert sum(e["event"] == "actor_lost" for e in events) >= 10  # that many hit actors at work

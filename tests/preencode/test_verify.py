@@ -43,7 +43,8 @@ def written(tmp_path, sample, encoder):
 def problems(written, encoder, captions=16) -> list[str]:
     job, tar = written
     found = verify.check_shard(job, tar, captions, lambda: encoder)
-    return [*found.problems, *verify.check_sets(job, ["00000"])]
+    every = [*verify.check_sets(job, [tar]), *verify.check_encoder(job, encoder)]
+    return [*found.problems, *every]
 
 
 def test_what_was_just_written_is_as_it_should_be(written, encoder):
@@ -114,7 +115,8 @@ def changed(at: int, value: object):
         ("ids", lambda a: a[:-1], "its offsets do not divide its tokens into captions"),
         ("tokens", lambda a: (a * 1.02).astype(np.float16), "differs by [12]...e-02"),
         ("tokens", lambda a: a[::-1], "differs by"),
-        ("ids", changed(0, 77), "caption 0 differs by"),
+        ("ids", changed(0, 77), "2 samples have the tokens of another caption, first in row 0"),
+        ("slots", lambda a: a[::-1], "samples have the tokens of another caption"),
     ],
 )
 def test_files_that_are_whole_and_wrong_are_found(written, encoder, part, change, told):
@@ -133,6 +135,36 @@ def test_a_tar_whose_captions_changed_behind_its_version_is_found(written, encod
     assert "are others than its index says" in found
 
 
+def test_an_image_that_changed_behind_its_version_is_found(written, encoder):
+    _, tar = written
+    data = bytearray(storage.get(tar.path))
+    data[512 + 60] ^= 1
+    storage.put(tar.path, bytes(data))
+    assert problems(written, encoder) == [f"images in `{tar.path}` are others than its index says"]
+
+
+def test_an_empty_caption_of_another_encoder_is_found(written, encoder):
+    job, _ = written
+    embeddings.publish_encoder(job.embedding_dir, job.text, job.fingerprint, np.zeros((1, 256)))
+    assert problems(written, encoder) == [
+        "`null.npy` is not what the encoder gives for the empty caption"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"data": "0" * 16}, "the embeddings' manifest.json is of another data set"),
+        ({"shards": [{"shard": "00000", "rows": 6, "digest": "0" * 32}]}, "says other things"),
+    ],
+)
+def test_a_set_manifest_of_something_else_is_found(written, encoder, change, told):
+    path = f"{written[0].embedding_dir}/manifest.json"
+    manifest.write(path, "embedding-set", {**manifest.read(path, "embedding-set"), **change})
+    (found,) = problems(written, encoder)
+    assert told in found
+
+
 def test_a_missing_shard_and_another_encoder_are_found(written, encoder):
     job, tar = written
     other = replace(job, fingerprint="f" * 16)
@@ -145,8 +177,8 @@ def test_a_missing_shard_and_another_encoder_are_found(written, encoder):
 
 
 def test_a_set_manifest_that_lists_other_shards_is_found(written):
-    job, _ = written
-    found = list(verify.check_sets(job, ["00000", "00001"]))
+    job, tar = written
+    found = list(verify.check_sets(job, [tar, tars.Tar("00001.tar", "1")]))
     assert len(found) == 2
     assert all("lists other shards than there are tars" in problem for problem in found)
 

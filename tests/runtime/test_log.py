@@ -4,6 +4,7 @@ import uuid
 import pytest
 
 from imagen import storage
+from imagen.errors import StorageError
 from runtime import log
 from runtime.log import JsonLog
 
@@ -46,6 +47,22 @@ def test_a_line_that_a_killed_writer_left_torn_costs_that_line_only(path):
 
 def test_a_missing_log_has_no_events(path):
     assert log.read(path) == []
+
+
+def test_a_bucket_that_is_away_for_a_moment_costs_no_line_and_no_run(monkeypatch):
+    path = f"memory://{uuid.uuid4().hex}/log.jsonl"
+    monkeypatch.setattr(log, "REMOTE_EVERY_S", 0.0)
+    put = storage.put
+
+    def away(*_, **__):
+        raise StorageError("the bucket does not answer")
+
+    with JsonLog(path) as events:
+        monkeypatch.setattr(storage, "put", away)
+        events.write(number=1)
+        monkeypatch.setattr(storage, "put", put)
+        events.write(number=2)
+        assert [e["number"] for e in log.read(path)] == [1, 2]
 
 
 def test_a_remote_log_is_published_while_it_grows(monkeypatch):

@@ -39,7 +39,13 @@ def cluster() -> Iterator[str]:
 
 
 def alone(config: TrainStageConfig, member: str = "base") -> dict[str, torch.Tensor]:
-    run_rank(Job(config, member, "alone"), World(0, 1, torch.device("cpu")))
+    """Train in this process as a worker of one core does: more threads add up in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        run_rank(Job(config, member, "alone"), World(0, 1, torch.device("cpu")))
+    finally:
+        torch.set_num_threads(threads)
     return final(config, member)
 
 

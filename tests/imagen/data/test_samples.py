@@ -6,8 +6,10 @@ import zlib
 import pytest
 from PIL import Image
 
+from imagen.data.images import decode
 from imagen.data.samples import Bad, Sample, examine
 from imagen.data.tars import Member, list_members, write_tar
+from imagen.errors import ShardError
 
 
 def examined(parts):
@@ -61,6 +63,21 @@ def test_a_sample_that_cannot_be_used_is_left_out_with_its_reason(good, change, 
     assert detail in bad.detail
 
 
+def test_a_key_that_would_widen_all_others_is_left_out(good):
+    (bad,) = examined([("k" * 1025, good)])
+    assert isinstance(bad, Bad)
+    assert (bad.reason, bad.detail) == ("key_size", "1,025 bytes")
+
+
+def test_a_program_that_calls_itself_an_image_is_not_run(good):
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n"
+    (bad,) = examined([("key", {**good, "png": eps})])
+    assert isinstance(bad, Bad)
+    assert bad.reason == "bad_image"
+    with pytest.raises(ShardError, match="not a readable image"):
+        decode(eps, (8,), 3)
+
+
 def test_reasons_are_the_same_text_each_time(good):
     broken = [("key", {**good, "png": b"no image"})]
     assert examined(broken) == examined(broken)  # Pillow puts a memory address into its error
@@ -105,7 +122,7 @@ def test_members_of_a_sample_need_not_be_neighbours(good):
 
 
 def test_an_image_whose_header_breaks_the_reader_is_a_bad_image(good, monkeypatch):
-    def plugin(file):
+    def plugin(file, **_):
         raise KeyError("tag 259")
 
     monkeypatch.setattr(Image, "open", plugin)

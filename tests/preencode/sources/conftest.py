@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,6 +14,22 @@ from PIL import Image
 from imagen import storage
 from imagen.data import tars
 from preencode import importing
+
+
+@pytest.fixture(autouse=True)
+def no_name_server(monkeypatch) -> None:
+    """Numbers and `localhost` are the only addresses: no test asks the resolver of the machine."""
+    real = socket.getaddrinfo
+
+    def numeric(host, port, family=0, type=0, proto=0, flags=0):  # noqa: A002 - as it is called
+        host = "127.0.0.1" if host == "localhost" else host
+        try:
+            return real(host, port, family, type, proto, flags | socket.AI_NUMERICHOST)
+        except socket.gaierror:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known") from None
+
+    monkeypatch.setattr(socket, "getaddrinfo", numeric)
+    monkeypatch.setattr(socket, "getfqdn", lambda name="": name)
 
 
 @pytest.fixture
@@ -39,6 +56,17 @@ def photos(tmp_path, picture) -> Callable[..., Path]:
             path.write_bytes(picture(i))
             path.with_suffix(".txt").write_text(f"photo {i}\n")
         return folder
+
+    return make
+
+
+@pytest.fixture
+def folder(config, tmp_path):
+    """A config that imports a folder, `folder(path, "shard_samples: 3")`."""
+
+    def make(path, *keys, out="run"):
+        section = ", ".join(["name: folder", f"path: {path}", *keys])
+        return config(f"source={{{section}}}", f"out={tmp_path}/{out}")
 
     return make
 

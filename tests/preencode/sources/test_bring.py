@@ -123,6 +123,20 @@ def test_the_failures_are_where_the_command_says(command, bare, photos, picture,
     assert json.loads(line)["where"] == "alone.png"
 
 
+def test_nothing_is_touched_beside_tars_that_are_used_in_place(bare, tmp_path):
+    tars = tmp_path / "tars"
+    tars.mkdir()
+    left = tars / f"a.tar{storage.TEMP_MARK}1-ab"
+    left.write_bytes(b"somebody is writing this")
+    for place in (tars, tmp_path / "tarz"):
+        for more in ([], ["--dry-run"]):
+            words = ["digits", str(bare), f"data.tars={place}", *more]
+            with pytest.raises(ConfigError, match="used in place, not imported"):
+                bring.run(bring.parser().parse_args(words))
+    assert os.listdir(tars) == [left.name]
+    assert sorted(os.listdir(tmp_path)) == ["bare.yaml", "tars"]
+
+
 def test_what_a_killed_import_left_half_written_is_swept_at_once(command, bare, tmp_path):
     left = tmp_path / "run" / "data" / f"00000.tar{storage.TEMP_MARK}1-ab"
     left.parent.mkdir(parents=True)

@@ -61,6 +61,11 @@ def test_how_fast_urls_are_fetched_is_no_part_of_what_they_are():
     assert identity(source(name="urls", path="x", largest_bytes=5)) != identity(slow)
 
 
+@pytest.mark.parametrize(("kind", "same"), [("folder", True), ("urls", True), ("hub", False)])
+def test_where_a_folder_or_a_list_is_is_no_part_of_what_it_is(kind, same):
+    assert (identity(source(name=kind, path="x")) == identity(source(name=kind, path="y"))) is same
+
+
 def test_the_shortest_section_says_what_is_no_default():
     found = source(name="shapes", samples=7, size=64)
     assert shortest(found) == {"name": "shapes", "samples": 7}

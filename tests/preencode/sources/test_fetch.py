@@ -158,6 +158,12 @@ def test_a_port_where_nobody_listens_is_told(fetcher):
     assert failure(fetcher(), "http://127.0.0.1:1/a")[0] == "connection"
 
 
+def test_a_name_server_that_never_answers_is_left(fetcher, hang, monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: hang.wait(60) and [])
+    reason, detail = failure(fetcher(timeout_s=0.1, retries=0), "http://slow.example/a")
+    assert (reason, detail) == ("timeout", "no name server said where slow.example is")
+
+
 def test_a_host_that_does_not_exist_is_told(fetcher):
     assert failure(fetcher(), "http://no-such-host.invalid/a")[0] == "dns"
 

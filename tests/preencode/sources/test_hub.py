@@ -1,6 +1,7 @@
 import importlib
 import json
 import sys
+import zipfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -210,8 +211,73 @@ def test_a_row_cannot_make_this_machine_read_from_elsewhere(tmp_path, place):
     assert (bad.reason, bad.detail) == ("foreign_path", f"`{place}` is no part of the dataset")
 
 
-def test_rows_of_the_hub_are_not_read_from_this_machine():
+@pytest.mark.parametrize(
+    "place",
+    [
+        "/etc/passwd",
+        "file:///etc/passwd::hf://datasets/owner/name",  # fsspec opens the first link
+        "/etc/passwd::hf://datasets/owner/name",
+        "http://127.0.0.1:1/a::hf://datasets/owner/name",
+        "simplecache::hf://datasets/owner/name/a.png",
+        "zip://a.png::http://127.0.0.1:1/a.zip::hf://datasets/owner/name",
+        "zip://a.png::/data/a.zip",
+    ],
+)
+def test_rows_of_the_hub_are_read_from_the_hub_alone(place):
     with pytest.raises(hub.BadRowError, match="foreign_path"):
-        hub._check_place("/etc/passwd", local=False)
-    hub._check_place("zip://a.png::hf://datasets/owner/name@main/a.zip", local=False)
-    hub._check_place("/data/a.png", local=True)
+        hub._image_bytes({"path": place, "bytes": None}, "image", None)
+
+
+@pytest.mark.parametrize("links", ["", "zip://a.png::", "zip://a.png::gzip://a.zip::"])
+def test_rows_of_the_hub_may_be_in_archives_there(links):
+    place = f"{links}hf://datasets/owner/name@main/a.zip"
+    assert hub._checked(place, None) == place
+
+
+def test_rows_of_a_local_dataset_are_read_from_below_its_folder_alone(
+    tmp_path, picture, hub_config, read_import, site
+):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (tmp_path / "secret.png").write_bytes(picture(9))
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    (folder / "a.bin").write_bytes(picture(1))
+    with zipfile.ZipFile(folder / "a.bin.zip", "w") as archive:
+        archive.writestr("b.png", picture(2))
+    (folder / "damaged.bin.zip").write_bytes(b"PK")
+    (folder / "folder.bin").mkdir()
+    good = [f"{folder}/a.bin", f"zip://b.png::{folder}/a.bin.zip"]
+    foreign = [
+        *(f"{tmp_path}/secret.png", f"{folder}/link.png", f"{folder}/../secret.png"),
+        *(f"{site.address}/a::{folder}/a.bin", "hf://datasets/a/b/c.png", "bad\0name.png"),
+        *("secret.png", f"{tmp_path}/set2/a.png", f"file://{tmp_path}/secret.png"),
+    ]
+    missing = [f"{folder}/gone.png", f"zip://gone.png::{folder}/a.bin.zip"]
+    broken = [f"zip://b.png::{folder}/damaged.bin.zip", f"{folder}/folder.bin"]
+    places = [*good, *foreign, *missing, *broken]
+    rows = [{"image": {"bytes": None, "path": p}, "caption": p} for p in places]
+    parquet.write_table(pa.Table.from_pylist(rows), folder / "train.parquet")
+    c = hub_config(f"{folder}")
+    done = importing.run(c)
+    assert done.left_out == {"foreign_path": 9, "missing_file": 2, "unreadable_file": 2}
+    found = read_import(c)
+    assert [parts["png"] for parts in found.samples.values()] == [picture(1), picture(2)]
+    assert [f["reason"] for f in found.failures] == [
+        *["foreign_path"] * 9,
+        *["missing_file"] * 2,
+        *["unreadable_file"] * 2,
+    ]
+    assert site.asked == []
+
+
+def test_a_tilde_is_a_name_and_not_the_home_of_who_imports(tmp_path, picture, monkeypatch):
+    folder, home = tmp_path / "set", tmp_path / "home"
+    folder.mkdir()
+    home.mkdir()
+    (folder / "train.parquet").touch()
+    with zipfile.ZipFile(home / "a.zip", "w") as archive:
+        archive.writestr("b.png", picture(2))
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(folder)
+    with pytest.raises(hub.BadRowError, match="missing_file"):
+        hub._image_bytes({"path": "zip://b.png::~/a.zip", "bytes": None}, "image", str(folder))

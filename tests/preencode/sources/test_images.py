@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagen.data.images import decode
 from preencode.sources.images import stored
 from preencode.sources.rows import BadRowError
 
@@ -44,11 +45,30 @@ def test_modes_that_png_lacks_are_converted():
     assert (found.mode, found.getpixel((0, 0))) == ("RGB", (255, 255, 255))
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_large_picture_whose_bytes_would_stay_is_refused_where_an_index_refuses_it():
+    data = encoded(Image.new("1", (9500, 9500)), "png")
+    with pytest.raises(BadRowError) as caught:
+        stored(data)
+    assert caught.value.args == ("image_size", "9500x9500 px")
+
+
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_sixteen_bits_are_scaled_as_training_scales_them(order):
+    pixels = np.linspace(0, 65535, 64).reshape(8, 8).astype(order)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "tiff")
+    assert Image.open(io.BytesIO(out.getvalue())).mode == ("I;16" if order == "<u2" else "I;16B")
+    _, data = stored(out.getvalue())
+    (found,) = decode(data, [8], 1)
+    assert np.array_equal(found[0], (pixels >> 8).astype(np.uint8))
+
+
 def test_a_turned_picture_is_stored_upright():
-    image, exif = Image.new("RGB", (5, 3)), Image.Exif()
+    image, exif = Image.new("RGB", (6, 4)), Image.Exif()
     exif[0x0112] = 6  # the top is at the right
     found = Image.open(io.BytesIO(stored(encoded(image, "tiff", exif=exif))[1]))
-    assert found.size == (3, 5)
+    assert found.size == (4, 6)
 
 
 @pytest.mark.parametrize(
@@ -58,8 +78,10 @@ def test_a_turned_picture_is_stored_upright():
         (b"", "not_an_image", "0 bytes"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not_an_image", "cannot identify"),
         (encoded(Image.new("F", (4, 4)), "tiff"), "not_an_image", "mode 'F'"),
-        (b"P1 9000 9000\n", "too_many_pixels", "9000 x 9000"),
-        (b"P1 20000 9000\n", "too_many_pixels", "decompression bomb"),
+        (b"P1 9500 9500\n", "image_size", "exceeds limit"),
+        (b"P1 20000 9000\n", "image_size", "decompression bomb"),
+        (encoded(Image.new("RGB", (9, 3)), "png"), "image_size", "9x3 px"),
+        (encoded(Image.new("RGB", (1, 1)), "gif"), "image_size", "1x1 px"),
     ],
 )
 def test_what_is_no_usable_image_is_told_with_its_reason(data, reason, detail):

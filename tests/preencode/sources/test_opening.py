@@ -49,12 +49,23 @@ def test_an_unknown_word_lists_the_kinds():
 
 
 @pytest.mark.parametrize(
-    ("raw", "reason"), [(None, "no_caption"), (b" \n", "no_caption"), (b"caf\xe9", "non_utf8")]
+    ("raw", "reason"),
+    [
+        (None, "no_caption"),
+        (b" \n", "no_caption"),
+        (b"caf\xe9", "non_utf8"),
+        (b"x" * 65_537, "caption_size"),
+    ],
+    ids=lambda value: str(value)[:12],
 )
 def test_captions_that_cannot_be_used(raw, reason):
     with pytest.raises(BadRowError) as caught:
         caption_text(raw)
     assert caught.value.args[0] == reason
+
+
+def test_a_caption_as_long_as_an_index_takes_is_taken():
+    assert len(caption_text(b" " + b"x" * 65_536)) == 65_536
 
 
 def test_captions_lose_white_space_and_byte_order_mark():

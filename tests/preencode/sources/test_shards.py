@@ -1,9 +1,11 @@
+import json
 from collections.abc import Iterator
 
 import pytest
 
 from imagen import storage
 from imagen.data import tars
+from imagen.errors import ConfigError
 from preencode.sources import shards
 from preencode.sources.rows import Bad, Row, Sample, Slice, equal_slices
 from runtime import progress
@@ -95,6 +97,36 @@ def test_only_files_of_imports_are_discarded(tmp_path):
     assert storage.listdir(str(tmp_path)) == ["00000.json", "00000.tar", "mine.tar", "notes.json"]
     shards.Writer(str(tmp_path), "other", Rows([]), 1000).discard_others()
     assert storage.listdir(str(tmp_path)) == ["mine.tar", "notes.json"]
+
+
+def test_a_folder_with_tars_of_others_is_not_taken_for_an_import(tmp_path):
+    for name in ("00000.tar", "00007.json", "manifest.json"):
+        folder = tmp_path / name.replace(".", "-")
+        folder.mkdir()
+        (folder / name).write_bytes(b"{}")
+        with pytest.raises(ConfigError, match=rf"holds {name}, which no import wrote(.|\n)*tars=/"):
+            shards.begin(str(folder))
+        assert storage.listdir(str(folder)) == [name]
+    (tmp_path / "notes.json").write_bytes(b"{}")
+    (tmp_path / "mine.tar").write_bytes(b"")
+    for _ in range(2):  # what it wrote itself tells that the next tars are its own
+        shards.begin(str(tmp_path))
+        (tmp_path / "00000.tar").write_bytes(b"half of an import")
+
+
+def test_failures_are_listed_one_shard_after_another(tmp_path):
+    folder, total = str(tmp_path), shards.Total()
+    for number in range(3):
+        found: list[Row] = [Bad(number, "ä", "dns", "x")] * number
+        with progress.bar("rows", None) as bar:
+            writer = shards.Writer(folder, "id", Rows(found), 1000)
+            total.add(number, writer.write(number, Slice(0, 3), bar))
+    shards.publish_failures(folder, f"{folder}/f.jsonl", total)
+    lines = (tmp_path / "f.jsonl").read_text().splitlines()
+    assert [json.loads(line)["row"] for line in lines] == [1, 2, 2]
+    assert total.failure_bytes == storage.size(f"{folder}/f.jsonl")
+    shards.publish_failures(folder, f"{folder}/f.jsonl", shards.Total())
+    assert not (tmp_path / "f.jsonl").exists()
 
 
 def test_slices_cover_all_rows_once():

@@ -1,8 +1,13 @@
+import csv
+import json
+import tracemalloc
+
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
 from imagen.errors import ConfigError, StorageError
+from preencode.sources import tables
 from preencode.sources.tables import read_table
 
 
@@ -86,7 +91,6 @@ def test_a_bad_row_keeps_its_place(tmp_path, name, data, wanted):
             r"no column `caption` or `text`; it has `url`, `title`\n\nhint: .*caption_column=NAME",
         ),
         ("a.csv", b"", r"has no column `url`; it has none"),
-        ("a.csv", b'url,caption\nu,"' + b"x" * 200_000, r"line 2 is no CSV: field larger"),
         ("a.parquet", b"PAR1 is not enough", r"is no readable parquet file"),
         ("a.txt", b"", r"is no list: its name does not end in \.parquet, \.csv, \.tsv, \.jsonl"),
     ],
@@ -95,6 +99,60 @@ def test_a_list_that_cannot_be_used_is_an_error(tmp_path, name, data, told):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ConfigError, match=told):
         pairs(tmp_path / name)
+
+
+def test_a_cell_may_be_long_but_not_endless(tmp_path, monkeypatch):
+    (tmp_path / "a.csv").write_text(f"url,caption\nu,{'x' * 200_000}\n")
+    assert pairs(tmp_path / "a.csv") == [(b"u", b"x" * 200_000)]
+    monkeypatch.setattr(tables, "_CELL_BYTES", 1000)
+    with pytest.raises(
+        ConfigError, match=r"line 2 is no CSV: field larger(.|\n)*hint: look for a quote that is n"
+    ):
+        pairs(tmp_path / "a.csv")
+    assert csv.field_size_limit() == 131_072  # other readers are as they were
+
+
+NONE = (None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (
+            'url,caption\nhttp://a/1,1\nhttp://a/2,"2\nhttp://a/3,3\nhttp://a/4,"4"\nhttp://a/5,5\n',
+            [(b"http://a/1", b"1"), NONE, NONE, NONE, (b"http://a/5", b"5")],
+        ),
+        (
+            'url,caption\nhttp://a/1,1\nhttp://a/2,"2\nhttp://a/3,3\n',
+            [(b"http://a/1", b"1"), NONE, NONE],
+        ),
+        ('caption,url\r\n"one,http://a/1\r\ntwo,http://a/2\r\n', [NONE, NONE]),
+        ('file_name,caption\na.png,"one\nb.png,two\n', [NONE, NONE]),
+        ('url,caption\nhttp://a/1,"a dog,\na cat"\n', [(b"http://a/1", b"a dog,\na cat")]),
+        ('url,caption\nhttp://a/1,"see\nhttp://b"\n', [(b"http://a/1", b"see\nhttp://b")]),
+    ],
+)
+def test_rows_that_an_open_quote_swallows_are_told_one_by_one(tmp_path, text, wanted):
+    (tmp_path / "a.csv").write_bytes(text.encode())
+    assert pairs(tmp_path / "a.csv", ["url", "file_name"]) == wanted
+
+
+def test_columns_of_json_lines_that_nobody_asked_for_are_not_held(tmp_path):
+    line = json.dumps({"url": "u", "text": "t", "more": list(range(300))}) + "\n"
+    (tmp_path / "a.jsonl").write_text(line * 300)
+    tracemalloc.start()
+    table = read_table(str(tmp_path / "a.jsonl"), ["url"], "")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(table) == 300
+    assert peak < 2 * len(line) * 300  # of the file alone, without its numbers
+
+
+def test_long_lists_keep_their_order_over_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "_PIECE", 3)
+    (tmp_path / "a.csv").write_text("url,caption\n" + "".join(f"{i},c{i}\n" for i in range(10)))
+    wanted = [(str(i).encode(), f"c{i}".encode()) for i in range(10)]
+    assert pairs(tmp_path / "a.csv") == wanted
 
 
 def test_a_parquet_column_of_another_kind_is_an_error(tmp_path):

@@ -1,6 +1,8 @@
 import json
+import socket
 import threading
 import time
+from http.server import ThreadingHTTPServer
 
 import pytest
 
@@ -8,7 +10,7 @@ from imagen import storage
 from imagen.errors import ShardError, StorageError
 from preencode import importing
 from preencode.sources import opening, urls
-from preencode.sources.rows import Sample, Slice
+from preencode.sources.rows import Sample, Slice, seeded_order
 from preencode.sources.urls import UrlsSource
 
 
@@ -157,7 +159,89 @@ def test_when_nothing_at_all_can_be_reached_the_shard_is_not_taken_for_finished(
         StorageError, match=r"none of 20 URLs in a row could be reached\n\nhint: ch"
     ):
         importing.run(c)
-    assert storage.listdir(c.tars) == []
+    assert storage.listdir(c.tars) == ["begun.json"]
+
+
+DEAD = "http://127.0.0.1:1"
+
+
+def test_a_short_list_of_which_nothing_can_be_reached_is_tried_again(listed, album, site):
+    rows = album(3)
+    port = int(site.address.rpartition(":")[2])
+    c = listed([*rows, (f"{site.address}/silent.png", None)])  # a row that asks for nothing
+    site.server.socket.close()  # nobody listens
+    with pytest.raises(StorageError, match="none of 3 URLs in a row could be reached"):
+        importing.run(c)
+    assert importing.done(c) is None
+    again = ThreadingHTTPServer(("127.0.0.1", port), site.server.RequestHandlerClass)
+    thread = threading.Thread(target=again.serve_forever, args=(0.01,))
+    thread.start()
+    assert importing.run(c).samples == 3
+    again.shutdown()
+    thread.join()
+    again.server_close()
+
+
+def test_an_outage_in_mid_slice_loses_nothing(listed, album, site):
+    rows = album(60)
+    whole, c = listed(rows, threads=2, out="whole"), listed(rows, threads=2)
+    importing.run(whole)
+    site.asked.clear()
+    answers = dict(site.answers)
+    for path, answer in answers.items():
+
+        def dying(request, answer=answer):
+            if len(site.asked) > 7:
+                request.connection.shutdown(socket.SHUT_RDWR)
+            else:
+                answer(request)
+
+        site.answers[path] = dying
+    with pytest.raises(
+        StorageError, match=r"none of 20 URLs in a row could be reached, nor any of 4 others"
+    ):
+        importing.run(c)
+    assert len(site.asked) < 60  # it ends soon
+    assert "00000.json" not in storage.listdir(c.tars)
+    site.answers.update(answers)
+    assert importing.run(c).left_out == {}
+    assert files(c.tars) == files(whole.tars)
+
+
+def test_dead_urls_among_others_are_left_out_however_many_come_in_a_row(listed, album, site):
+    rows = [(f"{DEAD}/{i}", "a") for i in range(30)]
+    order = seeded_order(30, 0)
+    rows[order[0]], rows[order[25]] = album(2)
+    c = listed(rows, threads=1, shard_samples=3)
+    assert importing.run(c).left_out == {"connection": 28}
+    other = listed(rows, threads=1, out="other")
+    assert importing.run(other).left_out == {"connection": 28}
+    assert importing.run(other).samples == 2
+
+
+def test_a_dead_rest_of_a_list_is_left_out_also_by_a_later_run(listed, album):
+    rows = [*album(4), *((f"{DEAD}/{i}", "a") for i in range(2))]
+    c = listed(rows, shard_samples=1)
+    importing.run(c)
+    whole = files(c.tars)
+    for name, body in whole.items():
+        if name[:5].isdigit() and name.endswith(".json") and not json.loads(body)["samples"]:
+            storage.delete(storage.join(c.tars, name))
+    storage.delete(importing.manifest_path(c))
+    assert importing.run(c).samples == 4
+    assert files(c.tars) == whole
+
+
+def test_the_same_list_by_another_name_is_not_fetched_again(listed, album, site, config, tmp_path):
+    importing.run(listed(album(3)))
+    site.asked.clear()
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes((tmp_path / "list.jsonl").read_bytes())
+    section = {"name": "urls", "path": str(copy), "allow_private": True}
+    c = config(f"source={json.dumps(section)}", f"out={tmp_path}/run")
+    assert not importing.run(c).fresh
+    assert site.asked == []
+    assert len(importing.list_tars(c)) == 1
 
 
 def test_pictures_that_wait_for_their_turn_are_bounded(listed, album, site):

@@ -19,6 +19,7 @@ import ray.exceptions
 from imagen.errors import ImagenError, ShardError
 
 TRIES = 3
+VERDICT_S = 30.0
 LOOK_S = 1.0
 PAUSES_S = (2.0, 10.0)
 """Before the second and the third try of what failed: a bucket may be away for a moment."""
@@ -82,7 +83,7 @@ def dispatch(
                 continue
             worker = busy.pop(ready)
             idle.append(worker)
-            outcome = _outcome(ready, worker.item, tries, passing)
+            outcome = _outcome(ready, worker, tries, passing)
             if outcome.lost is not None or outcome.error is not None:
                 ray.kill(idle.pop().actor)
             if outcome.lost is not None:
@@ -125,21 +126,40 @@ def _assign(
 
 
 def _outcome(
-    ready: Any, item: Item, tries: Counter[Item], passing: Callable[[Any], ImagenError | None]
-) -> Outcome[Item]:
+    ready: Any, worker: _Worker, tries: Counter[Any], passing: Callable[[Any], ImagenError | None]
+) -> Outcome[Any]:
+    item = worker.item
     try:
         value = ray.get(ready)
     except ray.exceptions.RayTaskError as err:  # a RayError, too, but nobody died
         err.cause.add_note(f"while `{item}` was worked on")
         raise err.cause from err
     except ray.exceptions.RayError as err:
-        return _death(item, str(err).strip() or type(err).__name__, tries)
+        return _death(item, _cause(worker.actor, err), tries)
     failed = passing(value)
     if failed is not None:
         tries[item] += 1
         if tries[item] < TRIES:
             return Outcome(item, failed=failed)
     return Outcome(item, value)
+
+
+def _cause(actor: Any, err: ray.exceptions.RayError) -> str:
+    """Return why an actor is gone.
+
+    Of one that cannot be reached Ray knows only after a while whether its process or its node died:
+    a second for a process, about fifteen for a node without a word.
+    """
+    deadline = time.monotonic() + VERDICT_S
+    while isinstance(err, ray.exceptions.ActorUnavailableError) and time.monotonic() < deadline:
+        try:
+            ray.get(actor.__ray_ready__.remote(), timeout=VERDICT_S)
+        except ray.exceptions.RayError as later:
+            err = later
+            time.sleep(0.1)
+        else:
+            break  # it is there again, but what it was asked to do is lost
+    return str(err).strip() or type(err).__name__
 
 
 def _death(item: Item, told: str, tries: Counter[Item]) -> Outcome[Item]:

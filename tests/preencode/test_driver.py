@@ -252,6 +252,27 @@ def test_actors_leave_the_encoder_manifest_to_the_one_that_is_told_to_write_it(
     assert storage.exists(f"{job.embedding_dir}/encoder.json")
 
 
+def test_two_actors_on_one_shard_at_once_write_it_whole(config, tars, cluster, contents, tmp_path):
+    """As after a driver was killed whose actors live on beside those of the next one."""
+    import ray
+
+    c = config(f"data.tars={tars(1, 400, words=20)}")
+    job, (tar,) = driver.make_job(c), importing.list_tars(c)
+    actors = [EncodeActor.remote(job) for _ in range(2)]  # type: ignore[attr-defined]
+    ray.get([actor.publish_encoder.remote() for actor in actors])
+    both = ray.get([actor.process.remote(tar) for actor in actors])
+    assert [report.rows for _, report in both] == [400, 400]
+    together = contents(tmp_path / "run")
+    for name in ("index", "embeddings"):
+        shutil.rmtree(tmp_path / "run" / name)
+    ray.get(actors[0].publish_encoder.remote())
+    ray.get(actors[0].process.remote(tar))
+    for actor in actors:
+        ray.kill(actor)
+    assert contents(tmp_path / "run") == together
+    assert not list((tmp_path / "run").rglob("*.tmp-*"))
+
+
 def test_two_runs_in_one_folder_are_refused(config, tars, cluster):
     c = config(f"data.tars={tars(1, 3)}")
     with (

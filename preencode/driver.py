@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 from imagen import manifest, storage
 from imagen.data import embeddings, prepared
 from imagen.data.tars import Tar, unfinished
-from imagen.errors import ConfigError, ImagenError, StorageError
+from imagen.errors import ImagenError, StorageError
 from imagen.project import absolute
 from imagen.text.encoder import encoder_fingerprint
 from preencode import importing, room, shard
 from preencode.config import PreencodeConfig
 from preencode.dispatch import Outcome, dispatch
+from preencode.noting import note
 from preencode.shard import Job, Shard
 from preencode.totals import Totals
 from runtime import log, progress, session, state
@@ -173,36 +174,13 @@ def passing(value: tuple[int, Any]) -> ImagenError | None:
 
 
 def _record(result: Result, outcome: Outcome[Tar | str], events: log.JsonLog) -> bool:
-    """Note one outcome; tell whether it is the last of its item.
-
-    Raises ConfigError of an actor at once: every shard would have it.
-    """
-    item = str(outcome.item)
-    if outcome.lost is not None:
-        result.lost_actors += 1
-        events.write(event="actor_lost", tar=item, reason=outcome.lost)
-        return False
-    if outcome.failed is not None:
-        result.retried += 1
-        events.write(event="retry", tar=item, reason=outcome.failed.message)
-        return False
-    pid, value = outcome.value if outcome.error is None else (0, outcome.error)
-    if isinstance(value, ConfigError):
-        raise value
-    if isinstance(value, ImagenError):
-        result.failed[item] = value
-        events.write(event="failed", tar=item, reason=value.message)
-    elif value is not None:  # encoder.json has nothing to tell
-        result.done.add(value)
-        job = result.job
-        events.write(
-            event="shard",
-            pid=pid,
-            encoder=job.fingerprint,
-            device=job.device,
-            **value.event(),
-        )
-    return True
+    """Note one outcome; tell whether it is the last of its item."""
+    final, pid, report = note(result, outcome, events)
+    if report is not None:  # encoder.json has nothing to tell
+        result.done.add(report)
+        whose = {"encoder": result.job.fingerprint, "device": result.job.device}
+        events.write(event="shard", pid=pid, **whose, **report.event())
+    return final
 
 
 def finish(result: Result, tars: Sequence[Tar]) -> None:

@@ -16,6 +16,7 @@ from preencode import prepare_shard, room
 from preencode.config import PreencodeConfig
 from preencode.dispatch import Outcome, dispatch
 from preencode.driver import each, passing
+from preencode.noting import note
 from preencode.prepare_shard import Job, Member, ShardReport, Todo
 from runtime import log, progress, session, state
 from runtime.state import StageState, Status
@@ -165,31 +166,19 @@ def _work(
 
 def _record(result: Result, outcome: Outcome[Todo], events: log.JsonLog) -> bool:
     """Note one outcome; tell whether it is the last of its item."""
-    tar = str(outcome.item)
-    if outcome.lost is not None:
-        result.lost_actors += 1
-        events.write(event="actor_lost", tar=tar, reason=outcome.lost)
-        return False
-    if outcome.failed is not None:
-        result.retried += 1
-        events.write(event="retry", tar=tar, reason=outcome.failed.message)
-        return False
-    pid, value = outcome.value if outcome.error is None else (0, outcome.error)
-    if isinstance(value, ImagenError):
-        result.failed[tar] = value
-        events.write(event="failed", tar=tar, reason=value.message)
-        return True
-    result.add(value)
-    events.write(
-        event="shard",
-        shard=value.name,
-        pid=pid,
-        members=list(outcome.item.members),
-        images=value.images,
-        unreadable=value.unreadable,
-        seconds=round(value.seconds, 3),
-    )
-    return True
+    final, pid, report = note(result, outcome, events)
+    if report is not None:
+        result.add(report)
+        events.write(
+            event="shard",
+            shard=report.name,
+            pid=pid,
+            members=list(outcome.item.members),
+            images=report.images,
+            unreadable=report.unreadable,
+            seconds=round(report.seconds, 3),
+        )
+    return final
 
 
 def finish(result: Result, source: Prepared, unfinished: Sequence[Member]) -> None:

@@ -7,10 +7,13 @@ from PIL import Image
 
 from imagen import storage
 from imagen.config import load_config
-from imagen.data.tars import write_tar
+from imagen.data import embeddings, prepared
+from imagen.data.tars import Tar, write_tar
 from imagen.text.config import TextConfig
 from imagen.text.encoder import TextEncoder, load_encoder
+from preencode import shard
 from preencode.config import PreencodeConfig
+from preencode.shard import Job
 
 CONFIG = Path(__file__).parents[2] / "pipeline" / "configs" / "digits.yaml"
 
@@ -29,6 +32,37 @@ def config(tmp_path) -> Callable[..., PreencodeConfig]:
 def encoder() -> TextEncoder:
     """The built-in encoder with the demo's settings."""
     return load_encoder(TextConfig(max_tokens=32))
+
+
+@pytest.fixture(scope="session")
+def make_job(encoder) -> Callable[..., Job]:
+    """A maker of the job of a project in a folder, by the built-in encoder."""
+
+    def make(out: str | Path) -> Job:
+        return Job(
+            text=encoder.text,
+            loaded=encoder.text,
+            fingerprint=encoder.fingerprint,
+            index_dir=f"{out}/index",
+            embedding_dir=f"{out}/embeddings/{encoder.fingerprint}",
+            heldout=0.3,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def publish_sets(encoder) -> Callable[..., None]:
+    """What ends a run, for tars whose shards are all done: encoder.json and both set manifests."""
+
+    def publish(job: Job, *tars: Tar) -> None:
+        shard.ensure_encoder(job, encoder)
+        indexed = [shard.index_manifest(job, tar) for tar in tars]
+        embedded = [shard.embedding_manifest(job, tar.name) for tar in tars]
+        data = prepared.publish(job.index_dir, indexed, job.heldout)
+        embeddings.publish_set(job.embedding_dir, job.fingerprint, data["fingerprint"], embedded)
+
+    return publish
 
 
 @pytest.fixture
@@ -50,14 +84,14 @@ def tars(tmp_path, sample) -> Callable[..., Path]:
     def make(shards: int, count: int, words: int = 6) -> Path:
         folder = tmp_path / "tars"
         folder.mkdir()
-        for shard in range(shards):
+        for number in range(shards):
             parts = [
                 sample(
-                    f"{shard:03d}{i:05d}", " ".join(f"w{(i * 7 + j) % 997}" for j in range(words))
+                    f"{number:03d}{i:05d}", " ".join(f"w{(i * 7 + j) % 997}" for j in range(words))
                 )
                 for i in range(count)
             ]
-            (folder / f"{shard:05d}.tar").write_bytes(write_tar(parts))
+            (folder / f"{number:05d}.tar").write_bytes(write_tar(parts))
         return folder
 
     return make

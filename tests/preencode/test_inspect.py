@@ -1,18 +1,17 @@
 import pytest
 
 from imagen import manifest, storage
-from imagen.data import embeddings, prepared, tars
+from imagen.data import tars
 from imagen.errors import ShardError
 from preencode import shard
 from preencode.commands import inspect
 from preencode.commands.histogram import histogram_lines
-from preencode.shard import Job
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory, encoder):
+def project(tmp_path_factory, encoder, make_job, publish_sets):
     """A project of two finished shards."""
     import io
 
@@ -21,15 +20,7 @@ def project(tmp_path_factory, encoder):
     image = io.BytesIO()
     Image.new("L", (8, 8)).save(image, "png")
     home = tmp_path_factory.mktemp("project")
-    job = Job(
-        text=encoder.text,
-        loaded=encoder.text,
-        fingerprint=encoder.fingerprint,
-        index_dir=f"{home}/index",
-        embedding_dir=f"{home}/embeddings/{encoder.fingerprint}",
-        heldout=0.3,
-    )
-    indexed, embedded = [], []
+    job, made = make_job(home), []
     for name in ("a", "b"):
         path = f"{home}/data/{name}.tar"
         parts = [
@@ -37,13 +28,9 @@ def project(tmp_path_factory, encoder):
             for i in range(3)
         ]
         storage.put(path, tars.write_tar(parts))
-        tar = tars.Tar(path, storage.version(path))
-        shard.process(job, tar, lambda: encoder)
-        indexed.append(shard.index_manifest(job, tar))
-        embedded.append(shard.embedding_manifest(job, name))
-    shard.ensure_encoder(job, encoder)
-    data = prepared.publish(job.index_dir, indexed, 0.3)
-    embeddings.publish_set(job.embedding_dir, job.fingerprint, data["fingerprint"], embedded)
+        made.append(tars.Tar(path, storage.version(path)))
+        shard.process(job, made[-1], lambda: encoder)
+    publish_sets(job, *made)
     return home
 
 

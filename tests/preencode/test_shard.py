@@ -27,36 +27,27 @@ def make_tar(sample):
 
 
 @pytest.fixture
-def job(encoder):
-    def make(out) -> Job:
-        folder = f"{out}/embeddings/{encoder.fingerprint}"
-        return Job(
-            text=encoder.text,
-            loaded=encoder.text,
-            fingerprint=encoder.fingerprint,
-            index_dir=f"{out}/index",
-            embedding_dir=folder,
-            heldout=0.3,
-        )
-
-    return make
+def job(make_job):
+    return make_job
 
 
-def finish(job: Job, tar: tars.Tar) -> tuple[prepared.Prepared, embeddings.EmbeddingSet]:
+@pytest.fixture
+def finish(publish_sets):
     """Publish the set manifests of a one-shard data set and open both sides."""
-    body = shard.index_manifest(job, tar)
-    embedded = shard.embedding_manifest(job, tar.name)
-    assert body is not None
-    assert embedded is not None
-    data = prepared.publish(job.index_dir, [body], job.heldout)
-    embeddings.publish_set(job.embedding_dir, job.fingerprint, data["fingerprint"], [embedded])
-    opened = prepared.Prepared.open(job.index_dir)
-    root = job.embedding_dir.rpartition("/")[0]
-    return opened, embeddings.EmbeddingSet.find(root, job.text, opened)
+
+    def opened(job: Job, tar: tars.Tar) -> tuple[prepared.Prepared, embeddings.EmbeddingSet]:
+        publish_sets(job, tar)
+        data = prepared.Prepared.open(job.index_dir)
+        root = job.embedding_dir.rpartition("/")[0]
+        return data, embeddings.EmbeddingSet.find(root, job.text, data)
+
+    return opened
 
 
 @pytest.mark.parametrize("place", ["local", "memory"])
-def test_every_sample_gets_the_embedding_of_its_caption(place, job, encoder, make_tar, tmp_path):
+def test_every_sample_gets_the_embedding_of_its_caption(
+    place, job, encoder, make_tar, tmp_path, finish
+):
     out = str(tmp_path) if place == "local" else f"memory://shard-{tmp_path.name}"
     tar, j = make_tar(f"{out}/data/00000.tar"), job(out)
     report = shard.process(j, tar, lambda: encoder)
@@ -138,7 +129,7 @@ def test_a_changed_held_out_share_only_indexes(job, encoder, make_tar, tmp_path)
     assert (report.indexed, report.encoded) == (True, False)
 
 
-def test_changed_captions_are_indexed_and_encoded_again(job, encoder, make_tar, tmp_path):
+def test_changed_captions_are_indexed_and_encoded_again(job, encoder, make_tar, tmp_path, finish):
     tar, j = make_tar(tmp_path / "data" / "00000.tar"), job(tmp_path)
     shard.process(j, tar, lambda: encoder)
     changed = make_tar(tar.path, ["other", *CAPTIONS[1:]])  # of the same size, too

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from imagen import manifest, storage
-from imagen.data import embeddings, prepared, tars
+from imagen.data import embeddings, tars
 from preencode import shard, verify
 from preencode.commands import verify as command
 from preencode.shard import Job
@@ -17,26 +17,14 @@ CAPTIONS = ["seven", "a red square", "seven", "", "word " * 40, "blue and green"
 
 
 @pytest.fixture
-def written(tmp_path, sample, encoder):
+def written(tmp_path, sample, encoder, make_job, publish_sets):
     """(job, tar) of one finished shard."""
     path = f"{tmp_path}/data/00000.tar"
     storage.put(path, tars.write_tar([sample(f"k{i}", c) for i, c in enumerate(CAPTIONS)]))
     tar = tars.Tar(path, storage.version(path))
-    job = Job(
-        text=encoder.text,
-        loaded=encoder.text,
-        fingerprint=encoder.fingerprint,
-        index_dir=f"{tmp_path}/index",
-        embedding_dir=f"{tmp_path}/embeddings/{encoder.fingerprint}",
-        heldout=0.3,
-    )
+    job = make_job(tmp_path)
     shard.process(job, tar, lambda: encoder)
-    shard.ensure_encoder(job, encoder)
-    indexed, embedded = shard.index_manifest(job, tar), shard.embedding_manifest(job, "00000")
-    assert indexed is not None
-    assert embedded is not None
-    data = prepared.publish(job.index_dir, [indexed], job.heldout)
-    embeddings.publish_set(job.embedding_dir, job.fingerprint, data["fingerprint"], [embedded])
+    publish_sets(job, tar)
     return job, tar
 
 

@@ -39,8 +39,17 @@ class TrainConfig:
     """AdamW's decoupled weight decay, for matrices and convolutions."""
     clip_norm: float = 1.0
     """Largest norm of the gradient over all weights; a larger one is scaled down."""
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    """adafactor keeps row and column means in place of second moments: less memory."""
+    decay: Literal["linear", "cosine"] = "linear"
+    """Shape of the fall over `decay_images`."""
     ema_sigma_rel: float = 0.1
     """Width of the power-function EMA as a share of the run, in (0, 0.28)."""
+    ema_halflife_images: int = 0
+    """Above 0: an exponential EMA with this half-life in place of the power-function one."""
+    ema_profiles: tuple[float, ...] = ()
+    """Widths of power-function EMAs that are kept in each snapshot beside the one above; from two
+    of them `python -m train ema` makes an EMA of any width after the training."""
     caption_drop: float = 0.1
     """Probability that a sample is trained without its text, in [0, 1)."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -49,6 +58,13 @@ class TrainConfig:
     """Compile the network's blocks: the first steps take minutes, the others less time."""
     checkpoint_levels: tuple[int, ...] = ()
     """Levels that are computed again in the backward pass, to save memory; 0 = full resolution."""
+    flip: float = 0.0
+    """Probability that a sample is mirrored left to right, in [0, 1]; captions stay as they are."""
+    init_from: str = ""
+    """Snapshot folder whose weights the run starts from; empty: random weights of the seed."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """ddp: each worker holds the whole member; fsdp: weights, gradients, optimizer and EMA are cut
+    among the workers (FSDP2), for members that do not fit a card."""
     crop_px: int = 0
     """Side of the random crops that a super-resolution member is trained on; 0: whole pictures."""
     checkpoint_every: int
@@ -57,6 +73,22 @@ class TrainConfig:
     """Images between snapshots of the EMA weights; there is one at the end in any case."""
     log_every: int
     """Images between lines of log.jsonl."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints that are kept."""
+    milestone_every: int = 0
+    """Images between checkpoints and snapshots that are kept for ever; 0: none are."""
+    keep_snapshots: int = 0
+    """Newest snapshots that are kept, beside the best by validation; 0: all."""
+    validate: int = 256
+    """Most held-out samples that each snapshot is validated on, with fixed noise; 0: none."""
+    grid: int = 8
+    """Held-out captions that each snapshot draws a picture of, from step 0 on; 0: none."""
+    cache_gb: float = 50.0
+    """Local room, in 10^9 bytes a machine, for copies of remote tars and embeddings."""
+    audit: bool = False
+    """Write the keys of each step to `audit/`, to prove which samples made up which batch."""
+    wandb: str = ""
+    """Weights & Biases project that the curves go to, too; empty: none."""
 
     def __post_init__(self) -> None:
         self._check_counts()
@@ -65,21 +97,36 @@ class TrainConfig:
             for part in value if isinstance(value, tuple) else (value,):
                 if not 0 <= part < 1:
                     raise ConfigError(f"{key} {part} is not in [0, 1)")
-        for key in ("lr", "clip_norm"):
+        if not 0 <= self.flip <= 1:
+            raise ConfigError(f"flip {self.flip} is not in [0, 1]")
+        for key in ("lr", "clip_norm", "cache_gb"):
             if not getattr(self, key) > 0:
                 raise ConfigError(f"{key} {getattr(self, key)} is not above 0")
-        if not 0 < self.ema_sigma_rel < 0.28:
+        self._check_ema()
+
+    def _check_ema(self) -> None:
+        widths = [("ema_sigma_rel", self.ema_sigma_rel)]
+        for key, width in widths + [("ema_profiles", width) for width in self.ema_profiles]:
+            if not 0 < width < 0.28:
+                raise ConfigError(
+                    f"{key} {width} is not in (0, 0.28)",
+                    "a power function has no wider profile; 0.05 to 0.2 is usual",
+                )
+        if any(b <= a for a, b in pairwise(self.ema_profiles)) or len(self.ema_profiles) == 1:
             raise ConfigError(
-                f"ema_sigma_rel {self.ema_sigma_rel} is not in (0, 0.28)",
-                "a power function has no wider profile; 0.05 to 0.2 is usual",
+                f"ema_profiles {list(self.ema_profiles)} are not two or more widths in rising order",
+                "0.05 and 0.10 are what EDM2 keeps",
             )
 
     def _check_counts(self) -> None:
         counts = ("images", "global_batch", "microbatch", "lanes", "window")
-        for key in (*counts, "checkpoint_every", "snapshot_every", "log_every"):
+        intervals = ("checkpoint_every", "snapshot_every", "log_every", "keep_checkpoints")
+        for key in (*counts, *intervals):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key} {getattr(self, key)} is less than 1")
-        for key in ("loader_workers", "warmup_images", "decay_images", "weight_decay", "crop_px"):
+        lengths = ("warmup_images", "decay_images", "ema_halflife_images", "milestone_every")
+        others = ("loader_workers", "weight_decay", "crop_px", "keep_snapshots", "validate", "grid")
+        for key in (*lengths, *others):
             if getattr(self, key) < 0:
                 raise ConfigError(f"{key} {getattr(self, key)} is negative")
         levels = self.checkpoint_levels

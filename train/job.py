@@ -25,6 +25,8 @@ class Job:
     config: TrainStageConfig
     member: str
     launch: str
+    accept: tuple[str, ...] = ()
+    """Names of the run's identity that may differ from its checkpoints': asked for by hand."""
 
     @property
     def train(self) -> TrainConfig:

@@ -31,6 +31,8 @@ KEEP_CHECKPOINTS = 3
 FREE = (
     *("workers", "loader_workers", "microbatch", "compile", "checkpoint_levels"),
     *("checkpoint_every", "snapshot_every", "log_every"),
+    *("keep_checkpoints", "milestone_every", "keep_snapshots", "ema_profiles"),
+    *("parallel", "validate", "grid", "cache_gb", "audit", "wandb"),
 )
 """Keys of TrainConfig that leave the weights alone, up to the order in which floats are added.
 

@@ -114,7 +114,7 @@ class TrainConfig:
                 )
         if any(b <= a for a, b in pairwise(self.ema_profiles)) or len(self.ema_profiles) == 1:
             raise ConfigError(
-                f"ema_profiles {list(self.ema_profiles)} are not two or more widths in rising order",
+                f"ema_profiles {list(self.ema_profiles)} are not two or more rising widths",
                 "0.05 and 0.10 are what EDM2 keeps",
             )
 

@@ -132,7 +132,7 @@ def reader(config: TrainStageConfig, member: str, *, ready: bool) -> Reader:
     """Return the images of a member as prepared, or from the source."""
     inputs = Inputs.open(config, member)
     images = inputs.prepared if ready else Prepared.open(config.index)
-    samples = Inputs(images, None, inputs.order, {}).samples(config, member)
+    samples = Inputs(images, None, inputs.order, {}, inputs.cache).samples(config, member)
     sizes = [config.members[member].shape, config.previous_shape(member)]
     return Reader(images, samples, tuple(size for size in sizes if size is not None))
 

@@ -36,6 +36,7 @@ def assemble(
     members, copies = {}, {}
     for name, source in snapshots.items():
         body = manifest.read(storage.join(source, snapshot.MANIFEST), "snapshot", CheckpointError)
+        body.pop("extras", None)  # nothing is sampled from them
         trained_with = body["provenance"].get("encoder_fingerprint")
         takes_text = body["config"]["network"]["text_dim"] > 0
         if takes_text and trained_with != encoder_fingerprint:
@@ -118,7 +119,8 @@ def _files(source: str, body: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
 
 
 def _copy_snapshot(source: str, target: str, body: dict[str, Any]) -> None:
+    """Copy the weights of a snapshot and its manifest, without what is not copied."""
     for file, data in _files(source, body):
         storage.put(storage.join(target, file), data)
-    path = storage.join(source, snapshot.MANIFEST)
-    storage.put(storage.join(target, snapshot.MANIFEST), storage.get(path))
+    facts = {key: value for key, value in body.items() if key not in ("format", "folder")}
+    manifest.write(storage.join(target, snapshot.MANIFEST), snapshot.KIND, facts)

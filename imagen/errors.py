@@ -25,5 +25,9 @@ class CheckpointError(ImagenError, ValueError):
     """A checkpoint, snapshot or cascade is damaged, missing, untrained or does not fit."""
 
 
+class DamagedError(CheckpointError):
+    """A checkpoint is not what its manifest says: an older one may be whole."""
+
+
 class StorageError(ImagenError):
     """A file or bucket cannot be read or written."""

@@ -4,15 +4,19 @@ import contextlib
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any, Self
 
 from imagen import storage
 from imagen.errors import StorageError
+from imagen.retrying import PATIENT, Patience, patiently
 
 REMOTE_EVERY_S = 10.0
 """An object store cannot append: a remote log is published whole, at most this often."""
+CLOSING_S = 30.0
+"""How long closing a log waits for another thread that publishes it."""
 
 
 class JsonLog:
@@ -22,6 +26,7 @@ class JsonLog:
         self.path = path
         self._local = None
         self._lines: list[bytes] = []
+        self._publishing = threading.Lock()
         self._published = time.monotonic()
         if storage.is_local(path):
             self._open_local(storage.local(path))
@@ -46,21 +51,40 @@ class JsonLog:
             self._local.flush()
             return
         self._lines.append(line)
-        if time.monotonic() - self._published > REMOTE_EVERY_S:
-            with contextlib.suppress(StorageError):  # the lines are kept for the next time
+        due = time.monotonic() - self._published > REMOTE_EVERY_S
+        if due and self._publishing.acquire(blocking=False):  # else another thread does it now
+            with contextlib.ExitStack() as stack:
+                stack.callback(self._publishing.release)
+                stack.enter_context(contextlib.suppress(StorageError))  # the lines are kept
                 self._publish()
 
+    def flush(self, patience: Patience = PATIENT) -> None:
+        """Publish everything that was written, now; any thread. Raises StorageError."""
+        with self._publishing:
+            if self._local is None:
+                patiently(self._publish, self.path, patience)
+            elif not self._local.closed:
+                os.fsync(self._local.fileno())
+
     def _publish(self) -> None:
-        self._lines = [b"".join(self._lines)]
+        count = len(self._lines)  # more may come meanwhile
+        data = b"".join(self._lines[:count])
+        self._lines[:count] = [data]
         self._published = time.monotonic()
-        storage.put(self.path, self._lines[0])
+        if data:
+            storage.put(self.path, data)
 
     def close(self) -> None:
         """Publish what is buffered and close the file."""
-        if self._local is not None:
-            self._local.close()
-        elif self._lines:
-            self._publish()
+        alone = self._publishing.acquire(timeout=CLOSING_S)
+        try:
+            if self._local is not None:
+                self._local.close()
+            else:
+                self._publish()
+        finally:
+            if alone:
+                self._publishing.release()
 
     def __enter__(self) -> Self:
         return self

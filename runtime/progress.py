@@ -17,9 +17,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from imagen import storage
+from imagen.errors import StorageError
 from runtime import log
 
 POLL_S = 0.5
+WAITING = 0.05
+"""Share of the time that a training waits for data from which on people are told."""
 
 
 class Bar:
@@ -72,6 +76,7 @@ def follow(
 
     `paths`: member -> its log.jsonl, which may not exist yet; `totals`: member -> images to see.
     Events with `images_seen` move the bar; their loss, speed and the time left are shown behind it.
+    A store that does not answer is asked again later. Without a terminal nobody looks at all.
     """
     with _display() as progress:
         bars = {
@@ -79,10 +84,16 @@ def follow(
             for member, total in totals.items()
         }
         logs = {member: log.Follower(paths[member]) for member in totals}
+        pause_s = {m: 0 if storage.is_local(paths[m]) else log.REMOTE_EVERY_S for m in totals}
+        due = dict.fromkeys(totals, 0.0)
         while True:
-            ended = finished()  # before the last look, which then misses nothing
+            ended, now = finished(), time.monotonic()  # before the last look, which misses nothing
             for member, shown in bars.items():
-                _show(shown, logs[member].new(), totals[member])
+                if progress.disable or not (ended or now >= due[member]):
+                    continue
+                due[member] = now + pause_s[member]
+                with contextlib.suppress(StorageError):
+                    _show(shown, logs[member].new(), totals[member])
             if ended:
                 return
             time.sleep(POLL_S)
@@ -95,7 +106,10 @@ def _show(shown: Bar, events: Sequence[Mapping[str, Any]], total: int) -> None:
 
 
 def describe(event: Mapping[str, Any], total: int) -> str:
-    """Return `loss 0.1234  456 images/s  0:07:12 left` of a training event, with what it has."""
+    """Return `loss 0.1234  456 images/s  0:07:12 left` of a training event, with what it has.
+
+    Of more than one worker their number is told, and waiting for data where it costs something.
+    """
     parts = []
     if event.get("loss") is not None:
         parts.append(f"loss {event['loss']:.4f}")
@@ -103,4 +117,8 @@ def describe(event: Mapping[str, Any], total: int) -> str:
         left_s = max(0, total - event["images_seen"]) / event["images_per_s"]
         parts.append(f"{event['images_per_s']:,.0f} images/s")
         parts.append(f"{timedelta(seconds=round(left_s))} left")
+    if event.get("world_size", 1) > 1:
+        parts.append(f"{event['world_size']} workers")
+    if event.get("data_wait", 0) > WAITING:
+        parts.append(f"{event['data_wait']:.0%} waiting for data")
     return "  ".join(parts)

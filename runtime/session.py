@@ -22,6 +22,7 @@ SETTINGS = {
     # Ray Train: a node that is gone costs seconds, not a minute (shared/knowledge: ray.md)
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # a worker that hangs; Ray's own: 600
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",
     "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # else the first look at a bucket may take 60 s

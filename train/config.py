@@ -104,6 +104,13 @@ class TrainConfig:
                 raise ConfigError(f"{key} {getattr(self, key)} is not above 0")
         self._check_ema()
 
+        if (self.optimizer, self.parallel) == ("adafactor", "fsdp"):
+            raise ConfigError(
+                "optimizer adafactor cannot be cut among workers (parallel fsdp): PyTorch's needs "
+                "whole rows and columns",
+                "set parallel=ddp, or optimizer=adamw",
+            )
+
     def _check_ema(self) -> None:
         widths = [("ema_sigma_rel", self.ema_sigma_rel)]
         for key, width in widths + [("ema_profiles", width) for width in self.ema_profiles]:

@@ -5,7 +5,10 @@ import shutil
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import ray
@@ -20,14 +23,18 @@ from train.attempts import WorkerFailed
 from train.job import Job
 from train.logs import LOG
 from train.loop import World
+from train.machines import WAITING
+from train.validator import Validator
 from train.worker import run_rank
 
-MAX_FAILURES = 100
-"""Worker failures in one call of Ray Train; after progress, it is called again."""
+RAY = "2.60."
+"""Versions of Ray whose insides train/ray_internals.py knows."""
 RESIZE_EVERY_S = 30.0
 """How often a run looks for machines to grow onto; each growth restarts all workers."""
 TIMEOUT_S = 300
 """How long a collective may take before a peer counts as hung."""
+TELL_S = 60.0
+"""How often a run that waits for machines says so."""
 
 
 def train_fn(config: dict[str, Any]) -> None:
@@ -65,15 +72,16 @@ def room(wants: Mapping[str, float], cluster: Mapping[str, float]) -> int:
 def fit(job: Job) -> None:
     """Train until the run is done. Raises what made the launch give up."""
     before, failure = -1, None
-    while rundir.finished(job.run_dir) is None:
-        newest = rundir.newest_images(job.run_dir)
-        why = job.attempts.given_up()
-        if why is not None:
-            raise why
-        if newest <= before:
-            end = f"Ray Train ended at {newest} of {job.train.total} images"
-            raise failure or WorkerFailed(end)
-        before, failure = newest, _fit_once(job, _plan(job, ray.cluster_resources()))
+    with Validator(job):
+        while rundir.finished(job.run_dir) is None:
+            newest = rundir.newest_images(job.run_dir)
+            why = job.attempts.given_up()
+            if why is not None:
+                raise why
+            if newest <= before:
+                end = f"Ray Train ended at {newest} of {job.train.total} images"
+                raise failure or WorkerFailed(end)
+            before, failure = newest, _fit_once(job, _plan(job, ray.cluster_resources()))
 
 
 def _plan(job: Job, cluster: Mapping[str, float]) -> dict[str, float]:
@@ -97,7 +105,10 @@ def _fit_once(job: Job, wants: dict[str, float]) -> Exception | None:
     """
     storage_path = _ray_folder(job)
     trainer = _trainer(job, wants, storage_path)
-    _release(job.attempts.reserve(f"train-{trainer.train_run_context.run_id}"))
+    inside = _internals()
+    earlier = job.attempts.reserve(f"train-{trainer.train_run_context.run_id}")
+    if inside is not None:
+        inside.release(earlier)
     failures: list[Exception] = []
 
     def call() -> None:
@@ -108,28 +119,52 @@ def _fit_once(job: Job, wants: dict[str, float]) -> Exception | None:
 
     thread = threading.Thread(target=call, name="ray-train", daemon=True)  # leaves SIGINT to us
     thread.start()
+    waiting = Waiting(job, storage_path)
+
+    def ended() -> bool:
+        waiting.tell()
+        return not thread.is_alive()
+
     try:
         progress.follow(
             {job.member: storage.join(job.run_dir, LOG)},
             {job.member: job.train.total},
-            lambda: not thread.is_alive(),
+            ended,
         )
+        if failures and inside is not None:
+            inside.clean(storage_path)
     finally:
         shutil.rmtree(storage_path, ignore_errors=True)
     return failures[0] if failures else None
 
 
-def _release(reservations: list[str]) -> None:
-    """Give back the machines that Ray still keeps for calls of ours that were killed.
+class Waiting:
+    """Tells people what a run waits for: at once, and every `TELL_S`."""
 
-    It would do so after 180 seconds by itself. Ray 2.60 has no public way.
-    """
-    try:
-        keeper = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
-    except ValueError:
-        return  # a new cluster: nobody keeps anything
-    for reservation in reservations:
-        ray.get(keeper.cancel_request.remote(reservation))
+    def __init__(self, job: Job, folder: str) -> None:
+        self.start = f"train {job.member}: waiting for {job.train.workers[0]} workers: "
+        self.path = os.path.join(folder, WAITING)
+        self.said, self.at = "", 0.0
+
+    def tell(self) -> None:
+        """Look whether the run waits, and say so when it is time to."""
+        text = ""
+        if os.path.exists(self.path):
+            with open(self.path) as file:
+                text = file.read()
+        now = time.monotonic()
+        if text and (text != self.said or now - self.at > TELL_S):
+            print(self.start + text, file=sys.stderr)
+            self.said, self.at = text, now
+
+
+def _internals() -> ModuleType | None:
+    """Return what knows the insides of Ray, None when this Ray is another one."""
+    if not ray.__version__.startswith(RAY):
+        return None
+    from train import ray_internals  # fails with another Ray
+
+    return ray_internals
 
 
 def _ray_folder(job: Job) -> str:
@@ -145,7 +180,19 @@ def _ray_folder(job: Job) -> str:
 def _trainer(job: Job, wants: dict[str, float], storage_path: str) -> Any:
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # paths mean the same in every process
     gpu = "GPU" in wants
-    return ray.train.torch.TorchTrainer(
+    inside = _internals()
+    if inside is None:
+        print(
+            f"train: Ray {ray.__version__} is not {RAY}x: Ray's own elastic training is used, "
+            "which loses steps when machines come and minutes when they go",
+            file=sys.stderr,
+        )
+    make = (
+        ray.train.torch.TorchTrainer
+        if inside is None
+        else partial(inside.ElasticTrainer, launch=job.attempts)
+    )
+    return make(
         train_fn,
         train_loop_config={"job": job, "cpus": wants["CPU"] - job.train.loader_workers},
         scaling_config=ray.train.ScalingConfig(
@@ -161,7 +208,8 @@ def _trainer(job: Job, wants: dict[str, float], storage_path: str) -> Any:
             name=job.launch,  # unique: Ray would restore its own state from an earlier name
             storage_path=storage_path,
             failure_config=ray.train.FailureConfig(
-                max_failures=MAX_FAILURES, max_preemption_failures=-1
+                max_failures=-1,  # `attempts` knows better which failure is one too many
+                max_preemption_failures=-1,
             ),
         ),
     )

@@ -10,12 +10,13 @@ from imagen.data.embeddings import EmbeddingSet
 from imagen.data.order import Order
 from imagen.data.prepared import Prepared
 from imagen.data.resize import open_set
+from imagen.data.shard_cache import ShardCache
 from train import data, rundir
 from train.attempts import Launch
 from train.config import TrainConfig, TrainStageConfig
 
-CACHE = os.path.join(tempfile.gettempdir(), "imagen-cache")
-"""Local copies of remote shards; local data sets are read in place."""
+CACHE = os.path.join(tempfile.gettempdir(), f"imagen-cache-{os.getuid()}")
+"""Local copies of remote tars and embeddings; local data sets are read in place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class Job:
     launch: str
     accept: tuple[str, ...] = ()
     """Names of the run's identity that may differ from its checkpoints': asked for by hand."""
+    init_from: str = ""
+    """As the config has it; in `config` that may be settled already (train/initial.py)."""
 
     @property
     def train(self) -> TrainConfig:
@@ -59,23 +62,25 @@ class Inputs:
     """None: the member takes no text."""
     order: Order
     identity: dict[str, Any]
+    cache: ShardCache
 
     @classmethod
     def open(cls, config: TrainStageConfig, member: str) -> "Inputs":
         """Open the data of a member. Raises ShardError, ConfigError."""
         train, network = config.of(member), config.members[member].network
-        source = prepared = Prepared.open(config.index, CACHE)
+        cache = ShardCache(CACHE, int(train.cache_gb * 1e9))
+        source = prepared = Prepared.open(config.index, cache)
         if config.data.prepare:
             folder, target = config.prepared_dir(member), config.target(member)
-            prepared = open_set(folder, source, target, CACHE)
+            prepared = open_set(folder, source, target, cache)
         embeddings = None
         if network.text_dim:
-            embeddings = EmbeddingSet.find(config.embeddings, config.text, prepared, CACHE)
+            embeddings = EmbeddingSet.find(config.embeddings, config.text, prepared, cache)
         encoder = None if embeddings is None else embeddings.fingerprint
         sizes = [shard.train for shard in prepared.shards]
         order = Order(sizes, config.seed, train.lanes, train.window, train.global_batch)
         identity = rundir.identity(config, member, source.fingerprint, encoder)
-        return cls(prepared, embeddings, order, identity)
+        return cls(prepared, embeddings, order, identity, cache)
 
     def samples(self, config: TrainStageConfig, member: str) -> data.Samples:
         """Return the training samples of a member by position."""
@@ -87,6 +92,7 @@ class Inputs:
             channels=network.channels,
             caption_drop=train.caption_drop,
             crop_px=train.crop_px,
+            flip=train.flip,
             self_conditioning=network.self_conditioning,
         )
         return data.Samples(self.prepared, self.embeddings, self.order, draws)

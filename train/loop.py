@@ -1,23 +1,26 @@
 """The training loop of one rank. Knows torch.distributed, not Ray."""
 
 import contextlib
-import time
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.tensor import DTensor
 
 from imagen.data.order import hash_key
-from imagen.errors import ImagenError
+from imagen.data.samples import Bad
+from imagen.errors import CheckpointError, ImagenError
 from imagen.member import MemberConfig, check_batch, loss
-from train import ema, optim
+from train import ema, optim, parallel
 from train.config import TrainConfig
 from train.data import Microbatch, to_device
 
 MAX_SKIPPED_IN_A_ROW = 50
+_NEEDED = ("net/", "ema/")
+"""What no checkpoint is without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ class Interval:
     """Sum of the losses of good samples that are finite, float64."""
     good: torch.Tensor
     """How many these are, int64."""
-    bad: list[tuple[str, str]] = field(default_factory=list)
+    bad: list[Bad] = field(default_factory=list)
 
     @classmethod
     def empty(cls, device: torch.device) -> "Interval":
@@ -77,7 +80,7 @@ class Counts:
 
 
 class Trainer:
-    """Weights, their EMA and optimizer, and the step that moves them."""
+    """Weights, their averages and optimizer, and the step that moves them."""
 
     def __init__(
         self,
@@ -89,23 +92,23 @@ class Trainer:
     ) -> None:
         self.net, self.member, self.config, self.world = net, member, config, world
         self.seed = seed
+        self.parallel = self._share()
+        self.weights = list(net.parameters())  # shards, when the network is cut
         self.optimizer = optim.build(net, config)
-        self.weights = list(net.parameters())
-        # only rank 0 writes the EMA, so only rank 0 keeps it
-        self.ema = [w.detach().clone() for w in self.weights] if world.rank == 0 else []
-        self.gamma = ema.gamma(config.ema_sigma_rel)
+        optim.prepare_state(self.optimizer)
+        # of whole weights only rank 0 writes averages, so only rank 0 keeps them
+        named = list(net.named_parameters())
+        self.averages = None
+        if self.parallel.cut or world.rank == 0:
+            self.averages = ema.Averages(named, config)
         self.images_seen = 0
         self.counts = Counts()
         self.skipped_in_a_row = 0
         self.last: dict[str, float] = {}
         self.interval = Interval.empty(world.device)
-        self.model = self._wrap()
 
-    def _wrap(self) -> nn.Module:
-        if self.world.size == 1:
-            return self.net
-        ids = [self.world.device.index] if self.world.device.type == "cuda" else None
-        return DistributedDataParallel(self.net, device_ids=ids, gradient_as_bucket_view=True)
+    def _share(self) -> parallel.Alone:
+        return parallel.share(self.net, self.world, self.config.parallel)
 
     def check(self, part: Microbatch) -> None:
         """Raise ConfigError unless data fits the member; slow, for the first microbatch."""
@@ -120,25 +123,20 @@ class Trainer:
         """Make the gradient of this rank's share of a global batch.
 
         The gradient is the sum over all good samples divided by `global_batch`, whatever the
-        world size: DDP averages over ranks, so each rank's sum is multiplied by the world size.
-        Every rank synchronises once, in its last backward pass.
+        world size: DDP and FSDP average over ranks, so each rank's sum is multiplied by the world
+        size. Every rank synchronises once, in its last backward pass.
         """
         share = self.world.size / self.config.global_batch
         for i, part in enumerate(parts):
-            with self._no_sync() if i + 1 < len(parts) else contextlib.nullcontext():
+            with self.parallel.backward_pass(last=i + 1 == len(parts)):
                 self._seed_dropout(i)
                 batch = to_device(part, self.world.device)
                 weight = part.weight.to(self.world.device)
                 with self._precision():
-                    losses = loss(self.model, self.member, batch) * weight
+                    losses = loss(self.parallel.model, self.member, batch) * weight
                 (losses.sum() * share).backward()
             self.interval.add(losses.detach(), weight)
             self.interval.bad += part.bad
-
-    def _no_sync(self) -> contextlib.AbstractContextManager:
-        model = self.model
-        ddp = isinstance(model, DistributedDataParallel)
-        return model.no_sync() if ddp else contextlib.nullcontext()
 
     def _precision(self) -> contextlib.AbstractContextManager:
         """Return what the loss is computed in: bfloat16 where autocast allows it, or as it is.
@@ -161,15 +159,16 @@ class Trainer:
         """Clip, step, average; or skip the step on every rank alike when it is not finite."""
         lr = optim.learning_rate(self.config, self.images_seen)
         optim.set_learning_rate(self.optimizer, lr)
-        norm = nn.utils.clip_grad_norm_(self.weights, self.config.clip_norm, foreach=True)
+        norm = parallel.whole(
+            nn.utils.clip_grad_norm_(self.weights, self.config.clip_norm, foreach=True)
+        )
         self.last = {"grad_norm": float(norm), "lr": lr}
         self.images_seen += self.config.global_batch
         if torch.isfinite(norm):
             self.optimizer.step()
             self.skipped_in_a_row = 0
-            if self.ema:
-                beta = ema.beta(self.gamma, self.images_seen, self.config.global_batch)
-                ema.update(self.ema, self.weights, beta)
+            if self.averages is not None:
+                self.averages.update(self.images_seen)
         else:
             self._skip()
         self.optimizer.zero_grad(set_to_none=True)
@@ -184,59 +183,115 @@ class Trainer:
                 "lower lr or clip_norm, or raise warmup_images, and start from an older checkpoint",
             )
 
-    def look(self) -> tuple[float, list[tuple[str, str]]]:
+    def look(self) -> tuple[float, list[Bad]]:
         """Return the mean loss and the bad samples since the last look, over all ranks.
 
         Losses that are not finite are left out; their steps are counted as skipped. NaN when there
         was no other. All ranks call this at the same steps.
         """
-        mine = (float(self.interval.loss), int(self.interval.good), self.interval.bad)
+        sums, bad = self.so_far()
         self.interval = Interval.empty(self.world.device)
+        return sums["loss"] / sums["good"] if sums["good"] else float("nan"), bad
+
+    def so_far(self) -> tuple[dict[str, float], list[Bad]]:
+        """Return sum and number of the losses since the last look, and the bad samples, once.
+
+        The interval goes on: a start that is `restored` with the sums ends it as this one would.
+        Over all ranks, which call this at the same steps.
+        """
+        mine = (float(self.interval.loss), int(self.interval.good), self.interval.bad)
+        self.interval.bad = []
         losses, good, bad = zip(*self.world.gather(mine), strict=True)
         self.counts.bad_samples += sum(map(len, bad))
-        mean = sum(losses) / sum(good) if sum(good) else float("nan")
-        return mean, [sample for samples in bad for sample in samples]
-
-    def ema_state(self) -> dict[str, torch.Tensor]:
-        """Return the network's state dict with averaged weights."""
-        names = [name for name, _ in self.net.named_parameters()]
-        return {**self.net.state_dict(), **dict(zip(names, self.ema, strict=True))}
+        found = [sample for samples in bad for sample in samples]
+        return {"loss": sum(losses), "good": sum(good)}, found
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Return every tensor of the run, for a checkpoint."""
-        tensors = {f"net/{k}": v for k, v in self.net.state_dict().items()}
-        names = [name for name, _ in self.net.named_parameters()]
-        tensors |= {f"ema/{k}": v for k, v in zip(names, self.ema, strict=True)}
-        return tensors | optim.state_tensors(self.optimizer, self.net)
+        """Return every tensor that this rank has of the run, live: `net/…`, `ema/…`, …"""
+        averages = {} if self.averages is None else self.averages.tensors()
+        return self._replicated() | averages
 
-    def restore(
-        self, images_seen: int, tensors: dict[str, torch.Tensor], counts: dict[str, int]
-    ) -> None:
-        """Put back what `state` returned."""
-        net = {k.removeprefix("net/"): v for k, v in tensors.items() if k.startswith("net/")}
-        self.net.load_state_dict(net)
-        if self.ema:
-            for (name, _), average in zip(self.net.named_parameters(), self.ema, strict=True):
-                average.copy_(tensors[f"ema/{name}"])
-        optim.load_state_tensors(self.optimizer, self.net, tensors)
-        self.images_seen = images_seen
-        self.counts = Counts(**counts)
+    def _replicated(self) -> dict[str, torch.Tensor]:
+        """Return the tensors that all ranks have: whole, or each its shards."""
+        net = {f"net/{name}": tensor for name, tensor in self.net.state_dict().items()}
+        return net | optim.state_tensors(self.optimizer, self.net)
+
+    def share_of_state(self) -> dict[str, torch.Tensor]:
+        """Return the tensors that this rank writes: its shards and averages, and of what all ranks
+        have whole an even part."""
+        state, all_have = self.state(), self._replicated()
+        if self.parallel.cut:
+            all_have = {name: t for name, t in state.items() if not isinstance(t, DTensor)}
+        ahead = 0 if self.parallel.cut else self._average_bytes()
+        mine = even_share(all_have, self.world.rank, self.world.size, ahead)
+        return {name: t for name, t in state.items() if name not in all_have or name in mine}
+
+    def _average_bytes(self) -> int:
+        kinds = 1 + len(self.config.ema_profiles)
+        return kinds * sum(weight.nbytes for weight in self.weights)
+
+    def readable(self, names: Collection[str]) -> dict[str, torch.Tensor]:
+        """Return the state that a checkpoint with tensors of these names can be read into.
+
+        Averages and an optimizer that the run did not have are left out. Raises CheckpointError
+        when weights or their average are missing.
+        """
+        state, moments = self.state(), optim.state_tensors(self.optimizer, self.net)
+        lacking = next((n for n in state if n.startswith(_NEEDED) and n not in names), None)
+        if lacking is not None:
+            raise CheckpointError(f"a checkpoint has no tensor `{lacking}`")
+        kinds = {name.partition("/")[0] for name in names}
+        other = not {name.partition("/")[0] for name in moments} <= kinds
+        return {n: t for n, t in state.items() if n in names and not (other and n in moments)}
+
+    def restored(self, images_seen: int, meta: Mapping[str, Any], names: Collection[str]) -> None:
+        """Go on from what was read into `readable(names)`; `meta` is the checkpoint's."""
+        self.images_seen, self.counts = images_seen, Counts(**meta["counts"])
+        sums = meta.get("interval")  # of all ranks together
+        if sums is not None and self.world.rank == 0:
+            self.interval.loss += sums["loss"]
+            self.interval.good += sums["good"]
+        if self.averages is not None:
+            self.averages.restored(images_seen, names)
+
+    def snapshot(self, with_raw: bool) -> dict[str, dict[str, torch.Tensor]]:
+        """Return copies of the whole weights on the CPU: `ema`, `raw` and profiles, on rank 0.
+
+        Of a network that is cut, all ranks call this together.
+        """
+        if self.averages is None:
+            return {}
+        raw = self.net.state_dict()
+        kinds = {ema.MAIN: raw | self.averages.main()} | ({"raw": raw} if with_raw else {})
+        kinds |= {kind: raw | weights for kind, weights in self.averages.profiles().items()}
+        return {kind: self._copied(weights) for kind, weights in kinds.items()}
+
+    def _copied(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        found = {}
+        for name, weight in weights.items():
+            full = parallel.whole(weight.detach())
+            if self.world.rank == 0:
+                found[name] = full.to("cpu", copy=True)
+        return found
+
+
+def even_share(
+    tensors: Mapping[str, torch.Tensor], rank: int, size: int, ahead: int = 0
+) -> set[str]:
+    """Return the names that `rank` of `size` writes, so that all write about as many bytes.
+
+    `ahead`: bytes that rank 0 writes besides.
+    """
+    load = [ahead] + [0] * (size - 1)
+    mine = set()
+    for name in sorted(tensors, key=lambda n: (-tensors[n].nbytes, n)):
+        least = load.index(min(load))
+        load[least] += tensors[name].nbytes
+        if least == rank:
+            mine.add(name)
+    return mine
 
 
 def crossed(every: int, before: int, after: int, total: int) -> bool:
     """Tell whether an interval ended between two counts of images, or the run did."""
     return after // every > before // every or after >= total
-
-
-class Stopwatch:
-    """Images per second since the last look."""
-
-    def __init__(self, images_seen: int) -> None:
-        self.images_seen, self.time = images_seen, time.perf_counter()
-
-    def rate(self, images_seen: int) -> float:
-        """Return images per second since the last call."""
-        now = time.perf_counter()
-        rate = (images_seen - self.images_seen) / max(now - self.time, 1e-9)
-        self.images_seen, self.time = images_seen, now
-        return rate

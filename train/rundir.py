@@ -5,39 +5,52 @@
 <out>/<member>/log.jsonl, tensorboard/         what happened
 <out>/<member>/checkpoints/<images seen>/      everything needed to go on
 <out>/<member>/snapshots/<images seen>/        EMA weights, to sample from
+<out>/<member>/best.json                       which snapshot validates best
+<out>/<member>/ema/<images seen>-<width>/      EMA weights of another width, made after training
 <out>/<member>/attempts/<launch>/              starts and failures of workers (see attempts.py)
 <out>/<member>/run.json                        manifest of a finished run, written last
 ```
 """
 
 import dataclasses
+import difflib
+from collections.abc import Sequence
 from typing import Any
 
-from imagen import checkpoint, manifest, storage
+from imagen import assembly, checkpoint, manifest, snapshot, storage
 from imagen import config as configs
 from imagen.data import images, order, resize
 from imagen.diffusion.config import DiffusionConfig
-from imagen.errors import CheckpointError
+from imagen.errors import CheckpointError, ConfigError
 from imagen.network.config import UNetConfig
 from imagen.project import size_of
 from train.config import TrainConfig, TrainStageConfig
 
 MANIFEST = "run.json"
 KIND = "run"
+BEST_KIND = "best"
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 SNAPSHOTS = "snapshots"
-KEEP_CHECKPOINTS = 3
+BEST = "best.json"
+EMA = "ema"
 FREE = (
     *("workers", "loader_workers", "microbatch", "compile", "checkpoint_levels"),
     *("checkpoint_every", "snapshot_every", "log_every"),
     *("keep_checkpoints", "milestone_every", "keep_snapshots", "ema_profiles"),
     *("parallel", "validate", "grid", "cache_gb", "audit", "wandb"),
+    "init_from",  # the identity has what it stands for
 )
 """Keys of TrainConfig that leave the weights alone, up to the order in which floats are added.
 
 Dropout above 0 is an exception: its draws follow the cut into microbatches, and the compiler.
 """
+ACCEPTABLE = (
+    *("seed", "global_batch", "lanes", "window", "data fingerprint", "encoder fingerprint"),
+    *("diffusion", "order and decoding", "prepared images"),
+)
+"""Names of the identity that may change when a person says so; the others decide what the weights
+of a checkpoint are, and can't."""
 
 
 def identity(
@@ -62,7 +75,62 @@ def identity(
         "diffusion": configs.to_tree(config.members[member].diffusion),
         "order and decoding": [order.VERSION, images.VERSION],
         "prepared images": resize.VERSION if config.data.prepare else None,
+        "initial weights": _initial_weights(config, member),
     }
+
+
+def _initial_weights(config: TrainStageConfig, member: str) -> str | None:
+    """Return the fingerprint of the weights that a run starts from, None for random ones.
+
+    A run under way keeps the one it has, when `init_from` is as it was and no snapshot folder of
+    itself: what a run directory stands for changes, and what was a snapshot may be gone.
+    """
+    path = config.of(member).init_from
+    if not path:
+        return None
+    if not storage.exists(storage.join(path, snapshot.MANIFEST)):
+        begun = newest_meta(config.run_dir(member)) or {}
+        weights = begun.get("identity", {}).get("initial weights")
+        if weights is not None and path in begun.get("init_from", [path]):
+            return weights
+    where = storage.join(snapshot_in(path, member), snapshot.MANIFEST)
+    return manifest.fingerprint(manifest.read(where, snapshot.KIND, CheckpointError)["files"])
+
+
+def snapshot_in(path: str, member: str) -> str:
+    """Return the snapshot folder that a path stands for.
+
+    Itself; of a run directory the best snapshot by validation, or else the newest; of a cascade
+    the member's. Raises CheckpointError.
+    """
+    if storage.exists(storage.join(path, snapshot.MANIFEST)):
+        return path
+    cascade = storage.join(path, assembly.MANIFEST)
+    if storage.exists(cascade):
+        members = manifest.read(cascade, "cascade", CheckpointError)["members"]
+        if member in members:
+            return storage.join(path, members[member]["folder"])
+    else:
+        found = best(path) or snapshot.newest(storage.join(path, SNAPSHOTS))
+        if found is not None:
+            return found
+    raise CheckpointError(
+        f"`{path}` has no snapshot of {member}: it is neither a snapshot folder, nor a run "
+        "directory with snapshots, nor a cascade with this member",
+        "name a folder that has a snapshot.json, such as <out>/base/snapshots/000000040000",
+    )
+
+
+def best(run_dir: str) -> str | None:
+    """Return the folder of the best snapshot by validation, None when there is no such thing.
+
+    Nor when what names it is damaged, or it is the untrained one.
+    """
+    named = manifest.read_if_complete(storage.join(run_dir, BEST), BEST_KIND) or {}
+    if "snapshot" not in named:
+        return None
+    folder = storage.join(run_dir, named["snapshot"])
+    return folder if snapshot.is_trained(folder) else None
 
 
 def recipe(config: TrainStageConfig, member: str) -> dict[str, Any]:
@@ -76,6 +144,7 @@ def known_identity(stored: dict[str, Any]) -> dict[str, Any]:
     takes_text = stored["network"]["text_dim"] > 0
     return {
         "prepared images": None,
+        "initial weights": None,
         **stored,
         "encoder fingerprint": stored["encoder fingerprint"] if takes_text else None,
         "network": _completed(stored["network"], UNetConfig),
@@ -122,15 +191,63 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     return lines
 
 
-def check_identity(run_dir: str, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raise CheckpointError with the reasons when a run cannot be continued as `wanted`."""
-    lines = differences(found, wanted)
-    if lines:
+def check_identity(
+    run_dir: str, found: dict[str, Any], wanted: dict[str, Any], accept: Sequence[str] = ()
+) -> list[str]:
+    """Return the differences that `accept` allows, as `differences` has them; usually none.
+
+    Raises CheckpointError with the reasons when a run cannot be continued as `wanted`.
+    """
+    allowed = accepted(accept)
+    names = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
+    refused = [name for name in names if name not in allowed]
+    if refused:
         raise CheckpointError(
             f"the run in `{run_dir}` cannot be continued, because the order of its samples, its "
-            f"inputs or its network would change: {'; '.join(lines)}",
-            "go back to the old values, choose another `out`, or delete the run's folder",
+            "inputs or its network would change: "
+            + "; ".join(differences(_only(refused, found), _only(refused, wanted))),
+            _way_out(refused),
         )
+    return differences(_only(names, found), _only(names, wanted))
+
+
+def _only(names: list[str], tree: dict[str, Any]) -> dict[str, Any]:
+    return {name: tree.get(name) for name in names}
+
+
+def _way_out(refused: list[str]) -> str:
+    """Return what can be done about differences of these names."""
+    others = "choose another `out`, or delete the run's folder"
+    if any(name not in ACCEPTABLE for name in refused):
+        return f"go back to the old values, {others}"
+    flags = " ".join(f"--accept {name.replace(' ', '-')}" for name in refused)
+    return f"go back to the old values, {others}; to go on all the same, add {flags}"
+
+
+def accepted(names: Sequence[str]) -> set[str]:
+    """Return names of the identity as the identity has them: `data-fingerprint` for a shell.
+
+    Raises ConfigError for what is no such name, or must not change.
+    """
+    known = {_plain(name): name for name in ACCEPTABLE}
+    for name in names:
+        if _plain(name) not in known:
+            close = difflib.get_close_matches(_plain(name), known, n=1)
+            flags = ", ".join(key.replace(" ", "-") for key in ACCEPTABLE)
+            raise ConfigError(
+                f"--accept {name}: this is nothing that a run under way can take as changed",
+                f"did you mean {known[close[0]].replace(' ', '-')}?" if close else f"it is {flags}",
+            )
+    return {known[_plain(name)] for name in names}
+
+
+def _plain(name: str) -> str:
+    return name.replace("-", " ").replace("_", " ").strip().lower()
+
+
+def continued(images_seen: int, global_batch: int) -> int:
+    """Return where a run goes on: at a whole global batch, also when that was changed."""
+    return -(-images_seen // global_batch) * global_batch
 
 
 def finished(run_dir: str) -> dict[str, Any] | None:
@@ -141,8 +258,8 @@ def finished(run_dir: str) -> dict[str, Any] | None:
     body = manifest.read(path, KIND, CheckpointError)
     body["identity"] = known_identity(body["identity"])
     body["recipe"] = known_recipe(body["recipe"])
-    snapshot = storage.join(run_dir, body["snapshot"], "snapshot.json")
-    return body if manifest.read_if_complete(snapshot, "snapshot") is not None else None
+    last = storage.join(run_dir, body["snapshot"], snapshot.MANIFEST)
+    return body if manifest.read_if_complete(last, snapshot.KIND) is not None else None
 
 
 def newest_images(run_dir: str) -> int:
@@ -151,14 +268,21 @@ def newest_images(run_dir: str) -> int:
 
 
 def newest_identity(run_dir: str) -> dict[str, Any] | None:
-    """Return the identity of the run as its newest readable checkpoint has it, else None."""
+    """Return the identity of a run as `newest_meta` has it, else None."""
+    found = newest_meta(run_dir)
+    return None if found is None else found["identity"]
+
+
+def newest_meta(run_dir: str) -> dict[str, Any] | None:
+    """Return what the newest readable checkpoint keeps of the run, else the manifest of a finished
+    run whose checkpoints are gone, else None."""
     folder = storage.join(run_dir, CHECKPOINTS)
     for images_seen in reversed(checkpoint.saved(folder)):
         path = storage.join(folder, checkpoint.folder_name(images_seen), checkpoint.MANIFEST)
         body = manifest.read_if_complete(path, checkpoint.KIND)
         if body is not None:
-            return known_identity(body["meta"]["identity"])
-    return None
+            return {**body["meta"], "identity": known_identity(body["meta"]["identity"])}
+    return finished(run_dir)
 
 
 def check_writable(run_dir: str) -> None:

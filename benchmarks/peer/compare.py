@@ -26,11 +26,13 @@ MIB = 2**20
 class Worker:
     """A process that measures one system."""
 
-    def __init__(self, name: str, python: Path, **variables: str) -> None:
+    def __init__(
+        self, name: str, python: Path, script: str = "worker.py", **variables: str
+    ) -> None:
         root = str(HERE.parents[1])
         # threads that wait without spinning keep CPU time a measure of work
         env = {**os.environ, "PYTHONPATH": root, "OMP_WAIT_POLICY": "passive", **variables}
-        command = [str(python), "-W", "ignore", str(HERE / "worker.py"), name]
+        command = [str(python), "-W", "ignore", str(HERE / script), name]
         pipe = subprocess.PIPE
         self.name = name
         self.process = subprocess.Popen(

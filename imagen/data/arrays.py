@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imagen import manifest, staging, storage, store
+from imagen.data.shard_cache import Remote, ShardCache
 from imagen.errors import ShardError
 
 
@@ -45,22 +46,35 @@ def write_npy(
 
 
 def open_npy(
-    path: str, entry: Mapping[str, Any], cache: str | None = None, *, big: bool = False
+    path: str, entry: Mapping[str, Any], cache: ShardCache | None = None, *, big: bool = False
 ) -> np.ndarray:
     """Return the array of a `.npy` file that a manifest lists as `entry`, read-only.
 
-    Local files are memory-mapped, remote ones through a copy in the local folder `cache`, or read
-    into memory when there is none. The checksum is compared, of `big` local files only the size.
+    It is read into memory and its checksum compared. `big` ones are memory-mapped: local ones where
+    they are, of which only the size is compared, remote ones in `cache` when there is one.
     Raises ShardError, StorageError.
     """
-    if not storage.is_local(path) and cache is None:
-        return np.load(io.BytesIO(manifest.check_file(path, storage.get(path), entry)))
-    place = storage.localize(path, cache or "", entry["crc32c"])
-    if not big:
-        manifest.check_file(path, storage.get(place), entry)
-    elif storage.size(place) != entry["bytes"]:
+    if big and storage.is_local(path):
+        return _map(_sized(path, entry))
+    if big and cache is not None:
+        return cache.use(remote(path, entry), _map)
+    return np.load(io.BytesIO(manifest.check_file(path, storage.get(path), entry)))
+
+
+def remote(path: str, entry: Mapping[str, Any]) -> Remote:
+    """Return a file that a manifest lists as `entry`, as a cache knows it."""
+    return Remote(path, entry["bytes"], entry["crc32c"])
+
+
+def _sized(path: str, entry: Mapping[str, Any]) -> str:
+    """Return the local path of a file. Raises ShardError when it has another size."""
+    if storage.size(path) != entry["bytes"]:
         raise ShardError(
-            f"`{path}` has {storage.size(place)} bytes, its manifest says {entry['bytes']}",
+            f"`{path}` has {storage.size(path)} bytes, its manifest says {entry['bytes']}",
             "the file was damaged after it was written: delete its manifest and rerun",
         )
-    return np.load(place, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+    return storage.local(path)
+
+
+def _map(path: str) -> np.ndarray:
+    return np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)

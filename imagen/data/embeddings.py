@@ -15,32 +15,38 @@ Files of shard `00000` in `<root>/<encoder fingerprint>/`, the manifest last:
 of the empty caption; `manifest.json` (kind "embedding-set") says that all shards are there.
 """
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from imagen import config, manifest, storage
-from imagen.data import arrays
+from imagen.data import arrays, encoders
 from imagen.data.index import manifest_path
-from imagen.data.prepared import OPEN_SHARDS, Prepared
-from imagen.errors import ConfigError, ShardError
+from imagen.data.open_shards import OpenShards
+from imagen.data.prepared import Prepared
+from imagen.data.shard_cache import Remote, ShardCache
+from imagen.errors import ShardError
 from imagen.text.config import TextConfig
 
 _CHECK_BYTES = 16 * 2**20
-_RUN = "run `python -m preencode CONFIG` with this config"
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingShard:
-    """The embeddings of one tar shard, memory-mapped."""
+    """The embeddings of one tar shard; `tokens` are memory-mapped."""
 
     tokens: np.ndarray
     offsets: np.ndarray
     slots: np.ndarray
-    keys: np.ndarray
+    copy: str | None
+    """Where the local copy of remote tokens is."""
+
+    def is_evicted(self) -> bool:
+        """Tell whether the local copy has been deleted."""
+        return self.copy is not None and not os.path.exists(self.copy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +152,11 @@ class EmbeddingSet:
     """The embeddings of a data set by one encoder, read by (shard, row)."""
 
     def __init__(
-        self, folder: str, encoder: Mapping[str, Any], digests: Mapping[str, str], cache: str | None
+        self,
+        folder: str,
+        encoder: Mapping[str, Any],
+        digests: Mapping[str, str],
+        cache: ShardCache | None,
     ) -> None:
         self.folder = folder
         self.cache = cache
@@ -156,23 +166,29 @@ class EmbeddingSet:
         self.digests = dict(digests)
         self.names = list(digests)
         null = storage.join(folder, "null.npy")
-        self.null: np.ndarray = arrays.open_npy(null, encoder["files"]["null.npy"], cache)
-        self._shard = lru_cache(OPEN_SHARDS)(self._open_shard)
+        self.null: np.ndarray = arrays.open_npy(null, encoder["files"]["null.npy"])
+        self._shard = OpenShards(self._open_shard)
 
     @classmethod
     def find(
-        cls, root: str, text: TextConfig, prepared: Prepared | None, cache: str | None = None
+        cls,
+        root: str,
+        text: TextConfig,
+        prepared: Prepared | None,
+        cache: ShardCache | None = None,
     ) -> "EmbeddingSet":
         """Find the embeddings by the encoder `text` below `root`.
 
         With `prepared`, every shard must be there and be of the same captions; shard numbers are
         those of `prepared`. Raises ShardError that says what is there instead.
         """
-        folder, encoder = _choose(root, text)
+        folder, encoder = encoders.choose(root, text)
         path = storage.join(folder, "manifest.json")
         if not storage.exists(path):
             done = sum(n.endswith(".tokens.npy") for n in storage.listdir(folder))
-            raise ShardError(f"embeddings in `{folder}` are unfinished: {done} shards so far", _RUN)
+            raise ShardError(
+                f"embeddings in `{folder}` are unfinished: {done} shards so far", encoders.RUN
+            )
         shards = {s["shard"]: s for s in manifest.read(path, "embedding-set")["shards"]}
         if prepared is not None:
             _check_join(folder, shards, prepared)
@@ -184,7 +200,11 @@ class EmbeddingSet:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
-        self._shard = lru_cache(OPEN_SHARDS)(self._open_shard)
+        self._shard = OpenShards(self._open_shard)
+
+    def keep_open(self, count: int) -> None:
+        """Keep up to `count` shards open, if that is more than usual; close those evicted."""
+        self._shard.keep(count)
 
     def tokens(self, shard: int, row: int) -> np.ndarray:
         """Return the embedding of one sample's caption, (l, d) float16, a view of the file."""
@@ -194,24 +214,37 @@ class EmbeddingSet:
 
     def keys(self, shard: int) -> np.ndarray:
         """Return the keys of a shard by row, UTF-8 bytes."""
-        return self._shard(shard).keys
+        return open_part(self.folder, self._manifest(shard), "keys")
 
-    def _open_shard(self, shard: int) -> EmbeddingShard:
+    def remote(self, shard: int) -> Remote | None:
+        """Return the token matrix of a shard as a cache knows it, None when it is local."""
+        if storage.is_local(self.folder):
+            return None
+        return _remote(self.folder, self._manifest(shard))
+
+    def _manifest(self, shard: int) -> dict[str, Any]:
         name = self.names[shard]
         body = manifest.read(manifest_path(self.folder, name), "embeddings")
         if (body["encoder"], body["digest"]) != (self.fingerprint, self.digests[name]):
             raise ShardError(
                 f"shard {name} in `{self.folder}` is of another encoder or of other captions than "
                 "the manifest of the set says",
-                _RUN,
+                encoders.RUN,
             )
+        return body
 
-        parts = ("tokens", "offsets", "slots", "keys")
-        return EmbeddingShard(*(open_part(self.folder, body, part, self.cache) for part in parts))
+    def _open_shard(self, shard: int) -> EmbeddingShard:
+        body = self._manifest(shard)
+        tokens = open_part(self.folder, body, "tokens", self.cache)
+        offsets, slots = (open_part(self.folder, body, part) for part in ("offsets", "slots"))
+        copy = None
+        if self.cache is not None and not storage.is_local(self.folder):
+            copy = self.cache.path(_remote(self.folder, body))
+        return EmbeddingShard(tokens, offsets, slots, copy)
 
 
 def open_part(
-    folder: str, body: Mapping[str, Any], part: str, cache: str | None = None
+    folder: str, body: Mapping[str, Any], part: str, cache: ShardCache | None = None
 ) -> np.ndarray:
     """Return one array of the shard whose manifest is `body`: tokens, offsets, ids, slots, keys."""
     file = f"{body['shard']}.{part}.npy"
@@ -219,47 +252,9 @@ def open_part(
     return arrays.open_npy(storage.join(folder, file), entry, cache, big=part == "tokens")
 
 
-def _choose(root: str, text: TextConfig) -> tuple[str, dict[str, Any]]:
-    """Return the one folder below `root` whose embeddings are by `text`, and its encoder.json."""
-    there = [(f, e) for f in storage.listdir(root) if (e := _encoder(storage.join(root, f)))]
-    matching = [(f, e) for f, e in there if _text(e) == text]
-    if not there:
-        raise ShardError(f"no embeddings in `{root}`", _RUN)
-    if not matching:
-        found = "; ".join(f"{f}: {_describe(_text(e))}" for f, e in there)
-        raise ShardError(
-            f"`{root}` holds embeddings of another encoder: {found}; "
-            f"the config wants {_describe(text)}",
-            _RUN + ", or set text to what the embeddings were made with",
-        )
-    if len(matching) > 1:
-        names = ", ".join(f for f, _ in matching)
-        raise ShardError(
-            f"`{root}` holds embeddings of {len(matching)} versions of {text.encoder}: {names}",
-            "delete the folders of the versions that you do not want",
-        )
-    return storage.join(root, matching[0][0]), matching[0][1]
-
-
-def _encoder(folder: str) -> dict[str, Any] | None:
-    path = storage.join(folder, "encoder.json")
-    return manifest.read(path, "encoder") if storage.exists(path) else None
-
-
-def _text(encoder: Mapping[str, Any]) -> TextConfig | None:
-    """Return whose embeddings these are; None when a newer version of this code made them."""
-    try:
-        return config.build(TextConfig, encoder["text"])  # fields that came later: their defaults
-    except ConfigError:
-        return None
-
-
-def _describe(text: TextConfig | None) -> str:
-    if text is None:
-        return "an encoder that this version does not know"
-    revision = f" at {text.revision}" if text.revision else ""
-    about = f"max_tokens {text.max_tokens}, {text.dtype}, cleaning {text.cleaning}"
-    return f"{text.encoder}{revision} ({about})"
+def _remote(folder: str, body: Mapping[str, Any]) -> Remote:
+    file = f"{body['shard']}.tokens.npy"
+    return arrays.remote(storage.join(folder, file), body["files"][file])
 
 
 def _check_join(folder: str, shards: Mapping[str, Any], prepared: Prepared) -> None:
@@ -268,12 +263,12 @@ def _check_join(folder: str, shards: Mapping[str, Any], prepared: Prepared) -> N
         raise ShardError(
             f"embeddings in `{folder}` lack {len(missing)} of {len(prepared.shards)} shards: "
             f"{', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}",
-            _RUN,
+            encoders.RUN,
         )
     other = [s.name for s in prepared.shards if shards[s.name]["digest"] != s.digest]
     if other:
         raise ShardError(
             f"embeddings in `{folder}` are of other captions than the data set in shards "
             f"{', '.join(other[:5])}{' …' if len(other) > 5 else ''}",
-            _RUN + ": it encodes the shards whose captions changed",
+            encoders.RUN + ": it encodes the shards whose captions changed",
         )

@@ -155,11 +155,11 @@ def publish(folder: str, name: str, index: ShardIndex, source: Mapping[str, Any]
     return body
 
 
-def load(folder: str, name: str, cache: str | None = None) -> tuple[np.ndarray, np.ndarray, dict]:
+def load(folder: str, name: str) -> tuple[np.ndarray, np.ndarray, dict]:
     """Return (rows, keys, manifest) of an indexed shard. Raises ShardError."""
     body = manifest.read(manifest_path(folder, name), "index")
     rows, keys = (
-        arrays.open_npy(storage.join(folder, file), body["files"][file], cache)
+        arrays.open_npy(storage.join(folder, file), body["files"][file])
         for file in (f"{name}.index.npy", f"{name}.keys.npy")
     )
     return rows, keys, body

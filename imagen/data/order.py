@@ -92,6 +92,36 @@ class Order:
         lane, within = index // share, index % share + at * share
         return self._locate(epoch, lane * self.lane_length + self._lane(epoch, lane, within))
 
+    def shards_needed(self, step: int, start: int, stop: int, steps: int = 1) -> list[int]:
+        """Return the shards of elements [start, stop) of `steps` batches from `step` on.
+
+        All that their windows are drawn from, in the order in which they are come to.
+        """
+        found: dict[int, None] = {}
+        share = self.global_batch // self.lanes
+        lanes = range(start // share, -(-stop // share))
+        while steps > 0:
+            epoch, at = divmod(step, self.steps_per_epoch)
+            until = min(at + steps, self.steps_per_epoch)
+            for window in range(at * share // self.window, -(-until * share // self.window)):
+                for lane in lanes:
+                    found.update(dict.fromkeys(self._of_window(epoch, lane, window)))
+            step, steps = step + until - at, steps - (until - at)
+        return list(found)
+
+    def _of_window(self, epoch: int, lane: int, window: int) -> list[int]:
+        """Return the shards of one window of a lane, in the order of the epoch's string."""
+        string = self._epoch(epoch)
+        first = (lane * self.lane_length + window * self.window + string.rotation) % self.samples
+        last = first + min(self.window, self.lane_length - window * self.window) - 1
+        ends = [(first, min(last, self.samples - 1)), (0, last - self.samples)]
+        found: list[int] = []
+        for low, high in ends:  # the second where the string ends inside the window
+            if low <= high:
+                a, b = np.searchsorted(string.starts, [low, high], side="right") - 1
+                found += string.shards[a : b + 1].tolist()
+        return [shard for shard in found if self.shard_sizes[shard]]
+
     def _lane(self, epoch: int, lane: Int64, within: Int64) -> Int64:
         """Return where the lanes' windowed shuffles send positions `within`, (n,) -> (n,)."""
         window = within // self.window

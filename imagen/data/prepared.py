@@ -1,26 +1,27 @@
 """A prepared data set: tar shards that have been indexed, read by (shard, row)."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
 from imagen import manifest, storage
 from imagen.data import index
+from imagen.data.open_shards import OpenFile, OpenShards
 from imagen.data.samples import read_caption
+from imagen.data.shard_cache import Remote, ShardCache
 from imagen.data.tars import BLOCK, header_name, split_name
 from imagen.errors import ShardError
 
 Split = Literal["train", "heldout"]
 
-OPEN_SHARDS = 256
-"""Shards whose arrays a process keeps open, those used last."""
-
-
+_TWO_READS = 16 * 2**10
+"""Above as many bytes a second read costs less than a second copy."""
 _COUNTS = ("rows", "train", "heldout")
+_OF_TAR = ("tar_bytes", "tar_version")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +36,28 @@ class ShardInfo:
     digest: str
     """Of its (key, caption) rows: what its embeddings are of."""
     images_crc32c: str
+    tar_bytes: int | None = None
+    """Size and version of the tar that was indexed; None in manifests before they had it."""
+    tar_version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    tar: str
+    read: Callable[[int, int], bytes]
+    """Bytes of the tar: (start, size)."""
+    file: OpenFile | None
     rows: np.ndarray
     keys: np.ndarray
+    starts: np.ndarray
+    """Where images start, and their bytes, by row."""
+    sizes: np.ndarray
     plain: bool
     splits: dict[str, np.ndarray]
+    is_copy: bool
+    """The file is a copy of a remote tar."""
+
+    def is_evicted(self) -> bool:
+        return self.is_copy and self.file is not None and self.file.is_deleted()
 
 
 def relative_tar(index_dir: str, tar: str) -> str:
@@ -69,7 +83,8 @@ def publish(index_dir: str, shards: Iterable[Mapping[str, Any]], heldout: float)
         bad.update(shard["bad"])
         sides.update(shard["sides"])
         facts = ("tar", *_COUNTS, "digest", "images_crc32c")
-        listed.append({"name": shard["shard"], **{key: shard[key] for key in facts}})
+        own = {key: shard[key] for key in facts} | {key: shard.get(key) for key in _OF_TAR}
+        listed.append({"name": shard["shard"], **own})
     identity = [[s[k] for k in ("name", "digest", "images_crc32c")] for s in listed]
     body = {
         "version": index.VERSION,
@@ -87,18 +102,18 @@ def publish(index_dir: str, shards: Iterable[Mapping[str, Any]], heldout: float)
 class Prepared:
     """The samples of an indexed data set. Arrays of a shard are opened when it is first used."""
 
-    def __init__(self, index_dir: str, body: Mapping[str, Any], cache: str | None) -> None:
+    def __init__(self, index_dir: str, body: Mapping[str, Any], cache: ShardCache | None) -> None:
         self.index_dir = index_dir.rstrip("/")
         self.cache = cache
         self.fingerprint: str = body["fingerprint"]
         self.shards = [
             ShardInfo(**{**s, "tar": resolve_tar(self.index_dir, s["tar"])}) for s in body["shards"]
         ]
-        self._shard = lru_cache(OPEN_SHARDS)(self._open_shard)
+        self._shard = OpenShards(self._open_shard)
 
     @classmethod
-    def open(cls, index_dir: str, cache: str | None = None) -> "Prepared":
-        """Open a finished index. Remote tars are copied into the local folder `cache` when given.
+    def open(cls, index_dir: str, cache: ShardCache | None = None) -> "Prepared":
+        """Open a finished index. Remote tars are copied into `cache` when there is one.
 
         Raises ShardError when the index is missing, unfinished or of another version.
         """
@@ -122,7 +137,11 @@ class Prepared:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
-        self._shard = lru_cache(OPEN_SHARDS)(self._open_shard)
+        self._shard = OpenShards(self._open_shard)
+
+    def keep_open(self, count: int) -> None:
+        """Keep up to `count` shards open, if that is more than usual; close those evicted."""
+        self._shard.keep(count)
 
     def rows(self, shard: int, split: Split) -> np.ndarray:
         """Return the rows of a split, ascending, int32."""
@@ -139,22 +158,34 @@ class Prepared:
     def image(self, shard: int, row: int) -> bytes:
         """Return the encoded image of one sample. Raises ShardError when the tar has changed."""
         opened = self._shard(shard)
-        at = opened.rows[row]
-        start, size = int(at["image_offset"]), int(at["image_bytes"])
-        data = storage.get_range(opened.tar, start - BLOCK, size + BLOCK)
-        if opened.plain:
-            self._check_key(shard, row, data[:BLOCK])
+        start, size = int(opened.starts[row]), int(opened.sizes[row])
+        if opened.file is not None and size > _TWO_READS:
+            self._check_key(opened, shard, row, opened.file.read(start - BLOCK, BLOCK))
+            return opened.file.read(start, size)
+        data = opened.read(start - BLOCK, size + BLOCK)
+        self._check_key(opened, shard, row, data[:BLOCK])
         return data[BLOCK:]
+
+    def remote(self, shard: int) -> Remote | None:
+        """Return the tar of a shard as a cache knows it, None when it is local."""
+        info = self.shards[shard]
+        if storage.is_local(info.tar):
+            return None
+        body = manifest.read(index.manifest_path(self.index_dir, info.name), "index")
+        return _remote(info.tar, body)
 
     def caption(self, shard: int, row: int) -> str:
         """Return the caption of one sample, as it stands in the tar, outer white space removed."""
         opened = self._shard(shard)
         at = opened.rows[row]
-        raw = storage.get_range(opened.tar, int(at["caption_offset"]), int(at["caption_bytes"]))
+        raw = opened.read(int(at["caption_offset"]), int(at["caption_bytes"]))
         return read_caption(raw, bool(at["caption_json"]))
 
-    def _check_key(self, shard: int, row: int, header: bytes) -> None:
+    def _check_key(self, opened: _Shard, shard: int, row: int, header: bytes) -> None:
         """The header is read with the image, so a replaced tar shows at the first sample."""
+        as_it_was = header.startswith(opened.keys[row] + b".") and not header[345]
+        if as_it_was or not opened.plain:
+            return
         found = split_name(header_name(header))
         if found is None or found[0] != self.key(shard, row):
             raise self._changed(
@@ -170,21 +201,35 @@ class Prepared:
 
     def _open_shard(self, shard: int) -> _Shard:
         info = self.shards[shard]
-        rows, keys, body = index.load(self.index_dir, info.name, self.cache)
+        rows, keys, body = index.load(self.index_dir, info.name)
         if (body["digest"], body["images_crc32c"]) != (info.digest, info.images_crc32c):
             raise ShardError(
                 f"index of shard {info.name} in `{self.index_dir}` is of other samples than the "
                 "data set's manifest says",
                 "run `python -m preencode CONFIG` again",
             )
-        tar = info.tar
-        if self.cache is not None and not storage.is_local(tar):
-            tar = storage.localize(tar, self.cache, body["tar_crc32c"])
-        if (found := storage.size(tar)) != body["tar_bytes"]:
+        file = self._open_tar(info, body)
+        found = storage.size(info.tar) if file is None else file.size()
+        if found != body["tar_bytes"]:
             raise self._changed(info, f"it has {found} bytes, not {body['tar_bytes']}")
         held = rows["heldout"]
         splits = {
             "train": np.flatnonzero(~held).astype(np.int32),
             "heldout": np.flatnonzero(held).astype(np.int32),
         }
-        return _Shard(tar, rows, keys, body["plain"], splits)
+        read = partial(storage.get_range, info.tar) if file is None else file.read
+        is_copy = not storage.is_local(info.tar)
+        starts, sizes = (np.ascontiguousarray(rows[f"image_{of}"]) for of in ("offset", "bytes"))
+        return _Shard(read, file, rows, keys, starts, sizes, body["plain"], splits, is_copy)
+
+    def _open_tar(self, info: ShardInfo, body: Mapping[str, Any]) -> OpenFile | None:
+        """Open a local tar, or the copy of a remote one; None when that is read piece by piece."""
+        if storage.is_local(info.tar):
+            return OpenFile(info.tar)
+        if self.cache is None:
+            return None
+        return self.cache.use(_remote(info.tar, body), OpenFile)
+
+
+def _remote(tar: str, body: Mapping[str, Any]) -> Remote:
+    return Remote(tar, body["tar_bytes"], body["tar_crc32c"])

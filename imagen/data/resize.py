@@ -31,6 +31,7 @@ from imagen import manifest, storage
 from imagen.data import images, index
 from imagen.data.prepared import Prepared
 from imagen.data.samples import FORMATS
+from imagen.data.shard_cache import ShardCache
 from imagen.errors import ShardError
 
 VERSION = 1
@@ -121,7 +122,9 @@ def identity(source: str, target: Target) -> dict[str, Any]:
     return {"source": source, **target.settings(), "index": index.VERSION}
 
 
-def open_set(folder: str, source: Prepared, target: Target, cache: str | None = None) -> Prepared:
+def open_set(
+    folder: str, source: Prepared, target: Target, cache: ShardCache | None = None
+) -> Prepared:
     """Open the prepared images of a member, whose rows are those of `source`.
 
     Raises ShardError when they are missing, unfinished, of other data or of another size.

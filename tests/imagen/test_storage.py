@@ -296,34 +296,13 @@ def test_sweeping_a_missing_or_remote_folder_deletes_nothing(tmp_path):
     assert storage.sweep_temporary("memory://somewhere") == 0
 
 
-def test_a_local_path_is_its_own_local_copy(tmp_path):
-    assert storage.localize(f"file://{tmp_path}/x", "/nowhere") == f"{tmp_path}/x"
-
-
-def test_a_remote_file_is_fetched_once_and_then_taken_from_the_cache(tmp_path):
+def test_a_remote_file_is_downloaded_as_it_is(tmp_path):
     url = f"memory://{uuid.uuid4().hex}/x"
     storage.put(url, b"data")
-    first = storage.localize(url, str(tmp_path), storage.crc32c(b"data"))
-    storage.delete(url)
-    assert storage.localize(url, str(tmp_path), storage.crc32c(b"data")) == first
-    assert Path(first).read_bytes() == b"data"
-
-
-def test_a_remote_file_with_another_checksum_is_refused_and_not_kept(tmp_path):
-    url = f"memory://{uuid.uuid4().hex}/x"
-    storage.put(url, b"data")
-    with pytest.raises(StorageError, match=r"has checksum .*, not 00000000"):
-        storage.localize(url, str(tmp_path), "00000000")
-    assert list(tmp_path.rglob("x")) == []
-
-
-def test_a_cached_copy_of_other_content_is_not_used(tmp_path):
-    url = f"memory://{uuid.uuid4().hex}/x"
-    storage.put(url, b"old")
-    storage.localize(url, str(tmp_path), storage.crc32c(b"old"))
-    storage.put(url, b"new")
-    path = storage.localize(url, str(tmp_path), storage.crc32c(b"new"))
-    assert Path(path).read_bytes() == b"new"
+    storage.download(url, str(tmp_path / "x"))
+    assert (tmp_path / "x").read_bytes() == b"data"
+    with pytest.raises(StorageError, match=r"cannot read `memory://.*y`: it does not exist"):
+        storage.download(url[:-1] + "y", str(tmp_path / "y"))
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")

@@ -1,4 +1,5 @@
 import json
+import threading
 import uuid
 
 import pytest
@@ -73,6 +74,37 @@ def test_a_remote_log_is_published_while_it_grows(monkeypatch):
     events.write(step=2)
     assert [event["step"] for event in log.read(path)] == [1, 2]
     assert [json.loads(line)["step"] for line in storage.get(path).splitlines()] == [1, 2]
+
+
+def test_what_was_written_can_be_published_at_any_time_by_any_thread(path):
+    events = JsonLog(path)
+    for step in range(3):
+        events.write(step=step)
+        thread = threading.Thread(target=events.flush)
+        thread.start()
+        thread.join()
+        assert [event["step"] for event in log.read(path)] == list(range(step + 1))
+    events.close()
+    events.flush()  # nothing is left
+    assert len(log.read(path)) == 3
+
+
+def test_lines_that_come_while_a_log_is_published_wait_for_the_next_time(monkeypatch):
+    path = f"memory://{uuid.uuid4().hex}/log.jsonl"
+    events, put = JsonLog(path), storage.put
+    monkeypatch.setattr(log, "REMOTE_EVERY_S", 0.0)
+
+    def slow(where, data):
+        monkeypatch.setattr(storage, "put", put)
+        events.write(step=1)  # as training does: it does not wait
+        put(where, data)
+
+    events._lines.append(b'{"step": 0}\n')
+    monkeypatch.setattr(storage, "put", slow)
+    events.flush()
+    assert [event["step"] for event in log.read(path)] == [0]
+    events.flush()
+    assert [event["step"] for event in log.read(path)] == [0, 1]
 
 
 def test_a_follower_sees_each_event_once_and_a_line_only_when_it_is_whole(path):

@@ -1,6 +1,9 @@
 import io
 import sys
 
+import pytest
+
+from imagen.errors import StorageError
 from runtime import progress
 from runtime.log import JsonLog
 
@@ -77,3 +80,30 @@ def test_the_loss_stays_in_sight_when_a_checkpoint_is_logged(monkeypatch, tmp_pa
         log.write(event="checkpoint", images_seen=640)
     progress.follow({"base": path}, {"base": 1280}, lambda: True)
     assert "loss 0.2500  10 images/s  0:01:04 left" in terminal.getvalue()
+
+
+def test_a_store_that_does_not_answer_is_asked_again_and_not_too_often(monkeypatch):
+    terminal = on_a_terminal(monkeypatch)
+    monkeypatch.setattr(progress, "POLL_S", 0)
+    answers = iter([StorageError("503"), [], [{"images_seen": 640, "loss": 0.25}]])
+    asked = []
+
+    def new(_):
+        asked.append(1)
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(progress.log.Follower, "new", new)
+    remote = {"base": "memory://run/log.jsonl"}
+    ends = iter([False] * 50 + [True])
+    progress.follow(remote, {"base": 1280}, lambda: next(ends))
+    assert len(asked) == 2  # at once, and at the end
+    progress.follow(remote, {"base": 1280}, lambda: True)
+    assert "loss 0.2500" in terminal.getvalue()
+
+
+def test_a_log_that_nobody_sees_is_not_read(monkeypatch, tmp_path):
+    monkeypatch.setattr(progress.log.Follower, "new", lambda _: pytest.fail("it was read"))
+    progress.follow({"base": str(tmp_path / "log.jsonl")}, {"base": 10}, lambda: True)

@@ -67,6 +67,8 @@ TREE = {
             "checkpoint_every": 40,
             "snapshot_every": 80,
             "log_every": 8,
+            "validate": 0,
+            "grid": 0,
         }
         for name in ("base", "sr1")
     },

@@ -1,14 +1,29 @@
+import errno
+import itertools
+import os
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
 from imagen import storage
 from imagen.errors import ConfigError, ImagenError, ShardError, StorageError
-from train.attempts import LIMIT_BUGS, LIMIT_DEATHS, Launch, WorkerFailed, kind_of
+from imagen.retrying import Patience, patiently
+from imagen.store import explained
+from train import attempts
+from train.attempts import LIMIT_BUGS, LIMIT_DEATHS, LIMIT_LOST, Launch, WorkerFailed, kind_of
 from train.job import Job
 from train.loop import World
 from train.worker import run_rank
+
+
+def failed(errno_: int) -> StorageError:
+    """As a disk says it."""
+    with pytest.raises(StorageError) as err, explained("write", "/out/x"):
+        raise OSError(errno_, os.strerror(errno_))
+    return err.value
 
 
 @pytest.fixture
@@ -48,13 +63,82 @@ def test_silent_deaths_are_tried_more_often(launch: Launch):
 
 
 def test_a_start_that_told_progress_is_no_death(launch: Launch):
-    for _ in range(3 * LIMIT_DEATHS):  # machines come and go between two checkpoints
+    for _ in range(2 * LIMIT_DEATHS):  # machines come and go between two checkpoints
         launch.alive(launch.start(40))
+    assert launch.count_alive() == 2 * LIMIT_DEATHS
     for _ in range(LIMIT_DEATHS - 1):
         launch.start(40)
     assert launch.given_up(40) is None
     launch.start(40)
     assert launch.given_up(40) is not None
+
+
+def test_progress_that_is_lost_each_time_ends_in_the_end(launch: Launch):
+    for images_seen in (0, 40):
+        for _ in range(LIMIT_LOST):
+            assert launch.given_up(images_seen) is None
+            launch.alive(launch.start(images_seen))
+    assert launch.given_up(80) is None
+    why = launch.given_up(40)
+    assert isinstance(why, ImagenError)
+    assert f"started {LIMIT_LOST} times at 40 images, trained, and were lost" in why.message
+    assert "lower `checkpoint_every`" in str(why.hint)
+
+
+def test_a_disk_that_stays_full_ends_as_an_error_for_people(launch: Launch):
+    for _ in range(LIMIT_BUGS):
+        assert launch.given_up(40) is None
+        launch.fail(launch.start(40), 0, 40, failed(errno.ENOSPC))
+    why = launch.given_up(40)
+    assert isinstance(why, ImagenError)
+    assert why.message == "cannot write `/out/x`: No space left on device"
+
+
+def test_what_a_store_forbids_is_not_tried_again_and_keeps_its_hint(launch: Launch):
+    def refused() -> None:
+        raise failed(errno.EACCES)
+
+    with pytest.raises(StorageError) as err:
+        patiently(refused, "memory://x")
+    launch.fail(launch.start(40), 0, 40, err.value)
+    why = launch.given_up(40)
+    assert isinstance(why, ImagenError)
+    assert "permission denied (tried once)" in why.message
+    assert why.hint is not None
+
+
+class FlakyStore(MemoryFileSystem):
+    """A store in memory that refuses every other write and read."""
+
+    protocol = "flaky"
+    store: dict = {}  # noqa: RUF012 - as MemoryFileSystem has them
+    pseudo_dirs = [""]  # noqa: RUF012
+    calls = itertools.count()
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("flaky://"))
+
+    def _maybe(self) -> None:
+        if next(self.calls) % 2 == 0:
+            raise ConnectionResetError("lost")
+
+    def pipe_file(self, path, value, mode="overwrite", **kwargs):
+        self._maybe()
+        super().pipe_file(path, value, mode=mode, **kwargs)
+
+
+def test_a_store_that_is_away_for_a_moment_loses_no_record(monkeypatch):
+    fsspec.register_implementation("flaky", FlakyStore, clobber=True)
+    hasty = Patience(deadline_s=60, first_pause_s=0.001)
+    monkeypatch.setattr(attempts, "PATIENCE", hasty)
+    launch = Launch("flaky://run", "one")
+    assert launch.reserve("mine") == []
+    launch.alive(launch.start(40))
+    launch.fail(0, 0, 40, ConfigError("no such thing"))
+    assert (launch.count_starts(), launch.count_alive()) == (1, 1)
+    assert "no such thing" in str(launch.given_up(40))
+    assert Launch("flaky://run", "two").reserve("yours") == ["mine"]
 
 
 def test_many_ranks_that_tell_of_one_bug_count_once(launch: Launch):
@@ -84,7 +168,10 @@ def test_progress_sets_the_counts_back(launch: Launch):
     ("err", "kind"),
     [
         (ShardError("x"), "user"),
-        (StorageError("the bucket is away for a moment"), "bug"),
+        (StorageError("the bucket is away for a moment"), "storage"),
+        (failed(errno.EACCES), "user"),
+        (failed(errno.ENOENT), "storage"),
+        (failed(errno.ENOSPC), "storage"),
         (ZeroDivisionError("x"), "bug"),
         (RuntimeError("Connection closed by peer [10.0.0.1]:123"), "peer"),
         (torch.distributed.DistBackendError("NCCL error"), "peer"),
@@ -101,19 +188,19 @@ def test_a_run_tells_that_it_is_alive_at_its_first_progress(helpers, project: st
     assert storage.listdir(job.attempts.folder) == ["00000.alive.json", "00000.start.json"]
 
 
-class Second(World):
-    """Rank 1 of two, of which rank 0 took a checkpoint at 40 images."""
+class Patchy(World):
+    """A rank whose peer does not get at the checkpoint."""
 
-    def broadcast(self, value: object) -> tuple[int, int]:
-        assert value is None, "rank 0 decides"
-        return 40, 0
+    def gather(self, value: object) -> list:
+        return [value, StorageError("the disk is away")]
 
 
-def test_a_checkpoint_that_only_rank_0_could_read_is_tried_again(helpers, project: str):
+def test_a_checkpoint_that_not_all_ranks_can_get_at_is_tried_again(helpers, project: str):
+    cpu = torch.device("cpu")
+    run_rank(Job(helpers.make_config(project, images=40), "base", "first"), World(0, 1, cpu))
     job = Job(helpers.make_config(project), "base", "one")
-    job.attempts.start(40)
-    with pytest.raises(StorageError, match="another rank took a checkpoint that is gone"):
-        run_rank(job, Second(1, 2, torch.device("cpu")))
+    with pytest.raises(StorageError, match="the disk is away"):
+        run_rank(job, Patchy(0, 1, cpu))
     assert job.attempts.given_up(40) is None
 
 

@@ -62,7 +62,8 @@ def test_a_global_batch_and_its_draws_are_the_same_for_any_world(
         for rank in range(world)
         for part in shares(8, 2, rank, world)
     ]
-    for name in set(Microbatch._fields) - {"bad"}:
+    assert sum((part.keys for part in parts), ()) == whole.keys
+    for name in set(Microbatch._fields) - {"bad", "keys"}:
         values = [getattr(part, name) for part in parts]
         if values[0] is not None:
             assert torch.equal(torch.cat(values), getattr(whole, name)), name
@@ -178,8 +179,9 @@ def test_a_bad_image_has_weight_0_and_shifts_nothing(helpers, tmp_path):
     expected, found = clean.__getitems__(range(8)), samples(helpers, bad).__getitems__(range(8))
     key = clean.prepared.key(int(shard[3]), row)
     assert len(found.bad) == 1
-    assert found.bad[0][0] == key
-    assert found.bad[0][1].startswith("not a readable image")
+    assert (found.bad[0].key, found.bad[0].reason) == (key, "unreadable")
+    assert found.bad[0].detail.startswith("not a readable image")
+    assert found.keys == expected.keys
     assert found.weight.tolist() == [1, 1, 1, 0, 1, 1, 1, 1]
     assert not found.pixels[3].any()
     others = [0, 1, 2, 4, 5, 6, 7]

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import ray
-import ray.train.torch
 
 from imagen import checkpoint
-from train import elastic
+from train import elastic, ray_internals
 from train.attempts import LIMIT_BUGS, WorkerFailed
 from train.job import Job
+from train.machines import WAITING
 
 
 def test_a_worker_takes_one_cpu_and_its_loaders(helpers):
@@ -65,7 +65,7 @@ def test_machines_are_looked_at_before_each_call_of_ray(
     clusters = iter([{"CPU": 2.0}, {"CPU": 2.0, "GPU": 1.0}])
     on_gpu: list[bool] = []
 
-    class Lost(ray.train.torch.TorchTrainer):
+    class Lost(ray_internals.ElasticTrainer):
         """Gets a checkpoint further at its first call, then its machines are gone."""
 
         def fit(self):
@@ -78,7 +78,7 @@ def test_machines_are_looked_at_before_each_call_of_ray(
 
     monkeypatch.setattr(ray, "cluster_resources", lambda: next(clusters))
     monkeypatch.setattr(ray, "get_actor", nobody)
-    monkeypatch.setattr(ray.train.torch, "TorchTrainer", Lost)
+    monkeypatch.setattr(ray_internals, "ElasticTrainer", Lost)
     with pytest.raises(RuntimeError, match="machines gone"):
         elastic.fit(job)
     assert on_gpu == [False, True]
@@ -91,3 +91,24 @@ def test_a_wait_for_machines_is_told(helpers, capsys: pytest.CaptureFixture):
     job = Job(helpers.make_config("x", workers=(3, 3)), "base", "one")
     elastic._plan(job, {"CPU": 2.0})
     assert "on CPUs: waiting for machines: 3 to 3 workers" in capsys.readouterr().err
+
+
+def test_what_a_run_waits_for_is_told_when_it_changes_and_now_and_then(
+    helpers, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch
+):
+    job = Job(helpers.make_config("x", workers=(2, 3)), "base", "one")
+    waiting = elastic.Waiting(job, str(tmp_path))
+
+    def told(text: str | None = None) -> str:
+        if text is not None:
+            (tmp_path / WAITING).write_text(text)
+        waiting.tell()
+        return capsys.readouterr().err
+
+    assert told() == ""
+    said = "train base: waiting for 2 workers: there is room for 1\n"
+    assert told("there is room for 1") == said
+    assert told() == ""
+    monkeypatch.setattr(elastic, "TELL_S", 0.0)
+    assert told() == said
+    assert told("") == ""  # it has begun

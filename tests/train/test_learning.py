@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from train.config import TrainStageConfig
+from train.initial import random as initial
 from train.job import Inputs
 from train.loop import Trainer, World
-from train.worker import initial, prepare
+from train.worker import prepare
 
 CPU = torch.device("cpu")
 STEPS = 40

@@ -2,14 +2,15 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
+from imagen.data.samples import Bad
 from imagen.errors import ImagenError
+from train import parallel
 from train.config import TrainStageConfig
 from train.data import Microbatch, Samples, shares
+from train.initial import random as initial
 from train.job import Inputs
 from train.loop import Trainer, World, crossed
-from train.worker import initial
 
 CPU = torch.device("cpu")
 
@@ -17,8 +18,8 @@ CPU = torch.device("cpu")
 class Lone(Trainer):
     """One rank of a world whose other ranks run in the same test; DDP's mean is made there."""
 
-    def _wrap(self) -> nn.Module:
-        return self.net
+    def _share(self) -> parallel.Alone:
+        return parallel.Alone(self.net)
 
 
 def trainer(config: TrainStageConfig, member: str, rank: int = 0, world: int = 1) -> Trainer:
@@ -59,14 +60,15 @@ def test_a_bad_sample_adds_nothing_to_the_gradient(helpers, project: str):
     config = helpers.make_config(project)
     batch = samples(config, "base").__getitems__(range(8))
     weight = torch.tensor([1.0] * 7 + [0.0])
-    spoiled = batch._replace(pixels=batch.pixels.clone(), weight=weight, bad=(("k", "r"),))
+    unusable = Bad("k", "unreadable", "no image")
+    spoiled = batch._replace(pixels=batch.pixels.clone(), weight=weight, bad=(unusable,))
     spoiled.pixels[7] = 0
     one = trainer(config, "base")
     found = gradient(one, [spoiled])
     seven = [samples(config, "base").__getitems__(range(7))]
     assert torch.allclose(found, gradient(trainer(config, "base"), seven), atol=1e-6)
     loss, bad = one.look()
-    assert bad == [("k", "r")]
+    assert bad == [unusable]
     assert loss == pytest.approx(float(trainer_loss(config, seven)), rel=1e-6)
 
 
@@ -125,7 +127,9 @@ def test_a_restored_trainer_continues_bit_by_bit(helpers, project: str):
         went.step([data.__getitems__(range(8 * step, 8 * step + 8))])
     state = {name: tensor.clone() for name, tensor in went.state().items()}
     resumed = trainer(config, "sr1")
-    resumed.restore(24, state, {"bad_samples": 0, "skipped_steps": 0})
+    for name, tensor in resumed.readable(state).items():
+        tensor.copy_(state[name])
+    resumed.restored(24, {"counts": {"bad_samples": 0, "skipped_steps": 0}}, state)
     for step in range(3, 6):
         batch = data.__getitems__(range(8 * step, 8 * step + 8))
         went.step([batch])

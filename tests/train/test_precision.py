@@ -5,9 +5,9 @@ import torch
 
 from train.config import TrainStageConfig
 from train.data import Samples
+from train.initial import random as initial
 from train.job import Inputs
 from train.loop import Trainer, World
-from train.worker import initial
 
 CPU = torch.device("cpu")
 

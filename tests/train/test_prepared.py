@@ -45,7 +45,8 @@ def test_a_member_reads_the_same_from_prepared_images(helpers, project: str):
     ready = prepared(config)
     for member in ("base", "sr1"):
         source, made = batch(config, member), batch(ready, member)
-        for name in set(Microbatch._fields) - {"bad", "lowres"}:
+        assert made.keys == source.keys
+        for name in set(Microbatch._fields) - {"bad", "lowres", "keys"}:
             a, b = getattr(source, name), getattr(made, name)
             assert (a is None and b is None) or torch.equal(a, b), name
     inputs = Inputs.open(ready, "base")
@@ -89,7 +90,8 @@ def test_images_that_a_member_cannot_use_have_no_weight_and_are_named_as_before(
     )
     assert not b.weight.any()
     assert b.bad == a.bad
-    assert "smaller than 64 px" in b.bad[0][1]
+    assert "smaller than 64 px" in b.bad[0].detail
+    assert b.bad[0].reason == "too_small"
 
 
 def test_missing_prepared_images_name_the_command_that_makes_them(helpers, project: str):

@@ -11,7 +11,7 @@ import yaml
 from imagen import config as configs
 from imagen.errors import CheckpointError, ConfigError, ShardError, StorageError
 from runtime.state import lock
-from train import rundir, stage
+from train import dryrun, rundir, stage
 from train.config import TrainConfig, TrainStageConfig
 from train.job import Job
 from train.loop import World
@@ -20,66 +20,92 @@ from train.worker import run_rank
 ALONE = World(0, 1, torch.device("cpu"))
 
 
-def trained(helpers, project: str, **train: object) -> TrainStageConfig:
-    config = helpers.make_config(project, **train)
-    run_rank(Job(config, "base", "one"), ALONE)
-    return config
+@pytest.fixture(autouse=True)
+def _short_look_at_the_loader(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dryrun, "LOADER_S", 0.01)
 
 
-def test_the_state_follows_the_run(helpers, project: str):
-    config = helpers.make_config(project)
-    assert stage.state(config, "base").status == "missing"
-    trained(helpers, project)
+@pytest.fixture(scope="module")
+def finished(helpers, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A project whose base member is trained, once for all tests."""
+    folder = str(tmp_path_factory.mktemp("finished"))
+    helpers.write_data(folder)
+    run_rank(Job(helpers.make_config(folder), "base", "one"), ALONE)
+    return folder
+
+
+@pytest.fixture
+def trained(finished: str, tmp_path: Path) -> str:
+    """A copy of it, to change."""
+    folder = tmp_path / "trained"
+    shutil.copytree(finished, folder)
+    return str(folder)
+
+
+def test_the_state_follows_the_run(helpers, trained: str):
+    config = helpers.make_config(trained)
+    assert stage.state(helpers.make_config(f"{trained}/new"), "base").status == "missing"
     done = stage.state(config, "base")
     assert done.status == "done"
-    assert done.outputs == (f"{project}/base/snapshots/000000000160",)
-    with lock(f"{project}/base"):
+    assert done.outputs == (f"{trained}/base/snapshots/000000000160",)
+    with lock(f"{trained}/base"):
         assert stage.state(config, "base").status == "running"
-    longer = stage.state(helpers.make_config(project, images=320), "base")
+    longer = stage.state(helpers.make_config(trained, images=320), "base")
     assert (longer.status, longer.detail) == ("stale", "images: was 160, is 320")
-    Path(project, "base", "run.json").unlink()
+    Path(trained, "base", "run.json").unlink()
     partial = stage.state(config, "base")
     assert (partial.status, partial.detail) == ("partial", "160 of 160 images")
 
 
-def test_a_finished_run_is_stale_when_its_data_or_network_is_another(helpers, project: str):
-    config = trained(helpers, project)
-    helpers.write_data(project, (40, 31, 30))
+def test_a_finished_run_is_stale_when_its_data_or_network_is_another(helpers, trained: str):
+    config = helpers.make_config(trained)
+    helpers.write_data(trained, (40, 31, 30))
     assert "data fingerprint: was" in stage.state(config, "base").detail
-    shutil.rmtree(f"{project}/index")
+    shutil.rmtree(f"{trained}/index")
     assert "no finished index" in stage.state(config, "base").detail
 
 
-def test_a_damaged_manifest_is_told_and_not_raised(helpers, project: str):
-    config = trained(helpers, project)
-    path = Path(project, "base", "run.json")
+def test_a_damaged_manifest_is_told_and_not_raised(helpers, trained: str):
+    config = helpers.make_config(trained)
+    path = Path(trained, "base", "run.json")
     path.write_text(path.read_text()[:50])
     found = stage.state(config, "base")
     assert found.status == "partial"
     assert "run.json` is damaged" in found.detail
 
 
-def test_a_finished_run_whose_order_became_impossible_is_stale(helpers, project: str):
-    trained(helpers, project)
-    found = stage.state(helpers.make_config(project, global_batch=128), "base")
+def test_a_finished_run_whose_order_became_impossible_is_stale(helpers, trained: str):
+    found = stage.state(helpers.make_config(trained, global_batch=128), "base")
     assert found.status == "stale"
     assert "does not fit into an epoch" in found.detail
 
 
-def test_a_finished_run_has_nothing_to_do(helpers, project: str):
-    assert stage.run(trained(helpers, project), "base") is False
+def test_a_finished_run_has_nothing_to_do(helpers, trained: str):
+    assert stage.run(helpers.make_config(trained), "base") is False
 
 
-def test_a_finished_run_trained_otherwise_is_refused(helpers, project: str):
-    trained(helpers, project)
+def test_a_finished_run_trained_otherwise_is_refused(helpers, trained: str):
     with pytest.raises(ConfigError, match=r"was trained otherwise: lr: was 0\.002, is 0\.1"):
-        stage.run(helpers.make_config(project, lr=0.1), "base")
+        stage.run(helpers.make_config(trained, lr=0.1), "base")
 
 
-def test_a_shorter_run_than_was_trained_is_refused(helpers, project: str):
-    trained(helpers, project)
+def test_a_finished_run_without_checkpoints_is_refused_as_with_them(helpers, trained: str):
+    shutil.rmtree(f"{trained}/base/checkpoints")
+    assert stage.run(helpers.make_config(trained), "base") is False
+    with pytest.raises(ConfigError, match=r"was trained otherwise: lr: was 0\.002, is 0\.1"):
+        stage.run(helpers.make_config(trained, lr=0.1), "base")
+    with pytest.raises(CheckpointError, match=r"cannot be continued.*seed: was 3, is 77"):
+        stage.run(dataclasses.replace(helpers.make_config(trained), seed=77), "base")
     with pytest.raises(ConfigError, match="has seen 160 images, the config asks for 80"):
-        stage.check(helpers.make_config(project, images=80), "base")
+        stage.run(helpers.make_config(trained, images=80), "base")
+    with pytest.raises(CheckpointError, match="checkpoints are gone: it cannot go on to 320"):
+        stage.run(helpers.make_config(trained, images=320), "base")
+    assert Path(trained, "base", "run.json").exists()
+
+
+def test_a_shorter_run_than_was_trained_is_refused(helpers, trained: str):
+    with pytest.raises(ConfigError, match="has seen 160 images, the config asks for 80"):
+        stage.check(helpers.make_config(trained, images=80), "base")
 
 
 @pytest.mark.parametrize(
@@ -90,9 +116,8 @@ def test_a_shorter_run_than_was_trained_is_refused(helpers, project: str):
         ({"members.base.diffusion": {"prediction": "x0"}}, r"diffusion\.prediction: was v, is x0"),
     ],
 )
-def test_a_run_that_would_become_another_is_refused(helpers, project, changes, reason):
-    trained(helpers, project)
-    tree = configs.to_tree(helpers.make_config(project, images=320))
+def test_a_run_that_would_become_another_is_refused(helpers, trained, changes, reason):
+    tree = configs.to_tree(helpers.make_config(trained, images=320))
     for dotted, value in changes.items():
         *parents, last = dotted.split(".")
         at = tree
@@ -104,10 +129,10 @@ def test_a_run_that_would_become_another_is_refused(helpers, project, changes, r
     assert "choose another `out`" in str(raised.value.hint)
 
 
-def test_other_data_is_refused(helpers, project: str):
-    config = trained(helpers, project, images=320)
-    Path(project, "base", "run.json").unlink()
-    helpers.write_data(project, (40, 31, 30))
+def test_other_data_is_refused(helpers, trained: str):
+    config = helpers.make_config(trained, images=320)
+    Path(trained, "base", "run.json").unlink()
+    helpers.write_data(trained, (40, 31, 30))
     with pytest.raises(CheckpointError, match="data fingerprint: was"):
         stage.check(config, "base")
 
@@ -297,7 +322,7 @@ def test_a_dry_run_tells_and_touches_nothing(written: str, project: str):
         written, "member=sr1", "train.sr1.workers=[1,3]", "train.sr1.microbatch=2", "--dry-run"
     )
     assert done.returncode == 0, done.stderr
-    assert "3 workers: 2 or 3 images each, in 1 or 2 passes of 1 or 2" in done.stdout
+    assert "3 workers: 2 or 3 images each, in 2 passes of 1 or 2" in done.stdout
     assert "20 steps, 160 images, 2.0 epochs" in done.stdout
     assert "left to do        160 images" in done.stdout
     assert yaml.safe_load(done.stdout.split("\nrun directory")[0])["train"]["sr1"]["workers"] == [

@@ -12,9 +12,10 @@ from imagen.network.blocks import ResBlock
 from runtime import log
 from train import rundir, stage
 from train.config import TrainStageConfig
+from train.initial import random as initial
 from train.job import Job
 from train.loop import World
-from train.worker import initial, prepare, run_rank
+from train.worker import prepare, run_rank
 
 GOLDEN_RUN = Path(__file__).parents[1] / "golden" / "run_tiny.json"
 """Identity and recipe of the tiny runs as the code stored them before it had today's options."""
@@ -50,46 +51,78 @@ def test_a_run_leaves_what_it_promises(helpers, project: str):
     events = log.read(str(run / "log.jsonl"))
     steps = [event for event in events if "loss" in event]
     assert [event["images_seen"] for event in steps] == list(range(8, 161, 8))
-    wanted = ("step", "loss", "grad_norm", "lr", "images_per_s", "world_size", "bad_samples")
+    speed = ("images_per_s", "data_wait", "mfu", "memory_gb", "world_size", "starts")
+    wanted = ("step", "loss", "grad_norm", "lr", *speed, "bad_samples", "skipped_steps")
     assert all(key in event for event in steps for key in wanted)
     assert steps[-1]["loss"] < steps[0]["loss"]
 
 
 @pytest.mark.parametrize("member", ["base", "sr1"])
-def test_a_run_resumed_at_any_checkpoint_ends_the_same(helpers, tmp_path: Path, member: str):
-    ends = []
-    for keep in (None, 80, 120):
-        folder = str(tmp_path / str(keep))
-        helpers.write_data(folder)
-        config = helpers.make_config(folder)
-        run = train(config, member)
-        if keep is not None:  # as if it had been killed after this checkpoint
-            (run / "run.json").unlink()
-            shutil.rmtree(run / "snapshots")
-            for images_seen in checkpoint.saved(str(run / "checkpoints")):
-                if images_seen > keep:
-                    shutil.rmtree(run / "checkpoints" / checkpoint.folder_name(images_seen))
-            train(config, member, "second")
-            starts = [
-                e["images_seen"] for e in log.read(str(run / "log.jsonl")) if "start" in str(e)
-            ]
-            assert starts == [0, keep]
-        ends.append(weights(run))
-    assert ends[0] == ends[1] == ends[2]
+def test_a_run_resumed_at_any_checkpoint_ends_the_same(helpers, project: str, member: str):
+    config = helpers.make_config(project)
+    run = train(config, member)
+    expected = weights(run)
+    for keep in (120, 80):  # as if it had been killed after this checkpoint
+        (run / "run.json").unlink()
+        shutil.rmtree(run / "snapshots")
+        for images_seen in checkpoint.saved(str(run / "checkpoints")):
+            if images_seen > keep:
+                shutil.rmtree(run / "checkpoints" / checkpoint.folder_name(images_seen))
+        train(config, member, f"from {keep}")
+        assert weights(run) == expected
+    assert [e["images_seen"] for e in happened(run, "start")] == [0, 120, 80]
 
 
-def test_a_torn_checkpoint_costs_an_interval_not_the_run(helpers, project: str):
+def test_torn_checkpoints_cost_intervals_not_the_run(helpers, project: str):
     config = helpers.make_config(project)
     run = train(config)
     expected = weights(run)
     (run / "run.json").unlink()
     (torn,) = (run / "checkpoints" / "000000000160").glob("*.safetensors")
     torn.write_bytes(torn.read_bytes()[:100])
+    (changed,) = (run / "checkpoints" / "000000000120").glob("*.safetensors")
+    content = bytearray(changed.read_bytes())
+    content[-10] ^= 1
+    changed.write_bytes(content)
     train(config, launch="second")
     assert weights(run) == expected
-    (damaged,) = happened(run, "damaged_checkpoint")
-    assert damaged["checkpoint"] == 160
-    assert "has 100 bytes" in damaged["reason"]
+    cut, flipped = happened(run, "damaged_checkpoint")
+    assert (cut["checkpoint"], flipped["checkpoint"]) == (160, 120)
+    assert "has 100 bytes" in cut["reason"]
+    assert "has checksum" in flipped["reason"]
+    assert [e["images_seen"] for e in happened(run, "start")] == [0, 80]
+    started = json.loads((run / "attempts" / "second" / "00000.start.json").read_text())
+    assert started["images_seen"] == 80  # what failures of this start are counted for
+
+
+def test_when_no_checkpoint_can_be_read_training_starts_anew(helpers, project: str):
+    config = helpers.make_config(project, images=80)
+    run = train(config)
+    (path,) = (run / "snapshots" / "000000000080").glob("*.safetensors")
+    expected = path.read_bytes()
+    (run / "run.json").unlink()
+    shutil.rmtree(run / "snapshots")
+    for data in (run / "checkpoints").glob("*/*.safetensors"):
+        data.write_bytes(data.read_bytes()[:-1] + b"x")
+    train(config, launch="second")
+    assert path.read_bytes() == expected
+    assert [e["images_seen"] for e in happened(run, "start")] == [0, 0]
+    assert len(happened(run, "damaged_checkpoint")) == 2
+
+
+def test_a_change_that_was_asked_for_is_on_record(helpers, project: str):
+    train(helpers.make_config(project, images=40))
+    config = helpers.make_config(project, images=96, global_batch=12, microbatch=12, window=8)
+    run_rank(Job(config, "base", "second", ("window", "global-batch")), ALONE)
+    train(dataclasses.replace(config), launch="third")  # needs no asking again
+    run = Path(config.run_dir("base"))
+    (changed,) = happened(run, "identity_changed")
+    assert changed["images_seen"] == 48  # whole batches of 12
+    assert changed["differences"] == ["global_batch: was 8, is 12", "window: was 16, is 8"]
+    provenance = snapshot.load(str(run / "snapshots" / "000000000096")).provenance
+    told = [{"from": 48, "differences": changed["differences"]}]
+    assert provenance["identity_changes"] == told
+    assert rundir.finished(str(run))["identity_changes"] == told  # type: ignore[index]
 
 
 def test_bad_images_are_logged_by_key_and_counted(helpers, tmp_path: Path):
@@ -104,10 +137,14 @@ def test_bad_images_are_logged_by_key_and_counted(helpers, tmp_path: Path):
     bad = [event for event in events if event.get("event") == "bad_sample"]
     assert bad
     assert len({event["key"] for event in bad}) == len(bad)
-    assert all("not a readable image" in event["reason"] for event in bad)
+    assert {event["reason"] for event in bad} == {"unreadable"}
+    assert all("not a readable image" in event["detail"] for event in bad)
     done = json.loads((run / "run.json").read_text())
     assert done["bad_samples"] >= len(bad)
-    assert [e for e in events if "loss" in e][-1]["bad_samples"] == done["bad_samples"]
+    last = [event for event in events if "loss" in event][-1]
+    assert last["bad_samples"] == done["bad_samples"]
+    assert last["bad/unreadable"] == len(bad)
+    assert [e["key"] for e in log.read(str(run / "quarantine.jsonl"))] == [e["key"] for e in bad]
 
 
 @pytest.mark.parametrize(

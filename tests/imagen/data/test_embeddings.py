@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from imagen import manifest, storage
-from imagen.data import embeddings, tars
+from imagen.data import open_shards, tars
 from imagen.data.embeddings import (
     EmbeddingSet,
     Layout,
@@ -13,6 +13,7 @@ from imagen.data.embeddings import (
     publish_set,
     publish_shard,
 )
+from imagen.data.shard_cache import ShardCache
 from imagen.errors import ShardError
 from imagen.text.config import TextConfig
 
@@ -66,7 +67,7 @@ def data(samples, index_folder, tmp_path):
 def test_tokens_come_back_by_shard_and_row(data, tmp_path, place, cached):
     root = tmp_path / "emb" if place == "local" else f"memory://emb-{tmp_path.name}"
     publish(root, data)
-    cache = str(tmp_path / "cache") if cached else None
+    cache = ShardCache(str(tmp_path / "cache"), 10**6) if cached else None
     found = EmbeddingSet.find(str(root), TEXT, data, cache)
     assert (found.fingerprint, found.dim, found.text) == ("fp", DIM, TEXT)
     assert found.null.shape == (1, DIM)
@@ -200,9 +201,9 @@ def test_embeddings_of_a_newer_version_are_listed_as_unknown(data, tmp_path):
 
 
 def test_only_the_shards_used_last_stay_open(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(embeddings, "OPEN_SHARDS", 1)
+    monkeypatch.setattr(open_shards, "OPEN_SHARDS", 1)
     publish(tmp_path / "emb", data)
     found = EmbeddingSet.find(str(tmp_path / "emb"), TEXT, data)
     lengths = [len(found.tokens(shard, 1)) for shard in (0, 1, 0)]
     assert lengths == [2, 2, 2]
-    assert found._shard.cache_info().currsize == 1
+    assert len(found._shard) == 1

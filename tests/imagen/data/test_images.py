@@ -95,6 +95,29 @@ def test_pictures_are_turned_upright():
     assert upright[:7].max() == 0
 
 
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_pictures_of_every_format_are_turned_upright(kind: str):
+    pixels = np.zeros((8, 16), np.uint8)
+    pixels[:, :8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side
+    options = {"lossless": True} if kind == "webp" else {}
+    upright = decode(encoded(pixels, kind, exif=exif, **options), ((16, 8),), 1)[0][0]
+    assert upright[:7].min() > 200
+    assert upright[9:].max() < 50
+
+
+def test_pictures_are_turned_upright_where_only_xmp_says_so():
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/" tiff:Orientation="3"></x:xmpmeta>'
+    pixels = np.zeros((8, 8), np.uint8)
+    pixels[0] = 255
+    for kind in ("jpeg", "webp"):
+        options = {"lossless": True} if kind == "webp" else {"quality": 95}
+        upright = decode(encoded(pixels, kind, xmp=xmp, **options), (8,), 1)[0][0]
+        assert upright[7].min() > 200
+        assert upright[0].max() < 50
+
+
 def test_a_large_jpeg_decoded_at_a_smaller_scale_looks_the_same():
     y, x = np.mgrid[0:512, 0:512]
     pixels = (127 + 60 * np.sin(x / 40) + 60 * np.cos(y / 60)).astype(np.uint8)

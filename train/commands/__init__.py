@@ -1,0 +1,1 @@
+"""The commands of the train stage: training, and what is made from a run afterwards."""

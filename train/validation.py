@@ -1,0 +1,204 @@
+"""Losses of a snapshot on held-out samples: a pure function of snapshot, data set and seed.
+
+All snapshots of a run see the same samples with the same noise at the same times, one stratum each,
+so what differs between them is the weights. Pictures are whole and as they are, neither mirrored
+nor, mostly, cropped; captions are all there, or all left out: the difference tells how much the
+text is used. Everything is computed in float32. Members that are trained on crops (`crop_px`) are
+validated on the crop in the middle: whole pictures are what their memory is too small for.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from imagen.data.images import to_x0
+from imagen.data.order import permutation
+from imagen.data.randomness import normals, uniforms
+from imagen.data.samples import Bad
+from imagen.diffusion.schedule import train_logsnr
+from imagen.member import MemberConfig, TrainBatch, loss
+from train.crops import Crops
+from train.data import SELF_CONDITIONED, pad
+from train.heldout import HeldOut, Sample
+
+VERSION = 1
+"""Raise it when the numbers change: results of another version are made again."""
+EDGES = tuple(np.arange(-10.0, 10.1, 2.5).tolist())
+"""Between the bins of log-SNR; the first and the last one are open."""
+
+Float64 = npt.NDArray[np.float64]
+
+
+class Draw(IntEnum):
+    """Purposes of the draws, beside those of training: held-out samples never share one with it."""
+
+    NOISE = 81
+    TIME = 82
+    TIME_ORDER = 83
+    AUG_LEVEL = 84
+    AUG_NOISE = 85
+    SELF_COND = 86
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """The samples in the form that the loss takes them: every draw made."""
+
+    heldout: HeldOut
+    member: MemberConfig
+    seed: int
+    count: int
+    """How many samples, the first of the chosen ones."""
+    crop_px: int
+    batch: int
+    """Images of a forward pass; the losses do not depend on it."""
+
+    def batches(self, bad: Counter[str]) -> Iterator[TrainBatch]:
+        """Yield the samples batch by batch; `bad` counts those left out, by reason."""
+        for start in range(0, self.count, self.batch):
+            numbers = range(start, min(start + self.batch, self.count))
+            found = [self.heldout.read(number) for number in numbers]
+            bad.update(sample.reason for sample in found if isinstance(sample, Bad))
+            samples = [sample for sample in found if isinstance(sample, Sample)]
+            if samples:
+                yield self._batch(samples)
+
+    def _batch(self, samples: list[Sample]) -> TrainBatch:
+        numbers = [sample.number for sample in samples]
+        planes = [self._middle(sample) for sample in samples]
+        sizes = [np.stack(size) for size in zip(*planes, strict=True)]
+        x0, *lowres = (to_x0(torch.from_numpy(size)) for size in sizes)
+        small = lowres[0] if lowres else None
+        return TrainBatch(
+            x0=x0,
+            eps=self._noise(Draw.NOISE, numbers, x0),
+            t=torch.from_numpy(self._times()[numbers]),
+            text=_text(samples),
+            keep=torch.ones(len(samples)),
+            lowres=small,
+            aug_level=None if small is None else self._uniforms(Draw.AUG_LEVEL, numbers),
+            aug_eps=None if small is None else self._noise(Draw.AUG_NOISE, numbers, small),
+            self_cond=self._self_cond(numbers),
+        )
+
+    def _middle(self, sample: Sample) -> tuple[npt.NDArray[np.uint8], ...]:
+        """Return the pictures of a sample, or the crops in their middle."""
+        if not self.crop_px:
+            return sample.planes
+        full, small = self.heldout.sizes
+        crops = Crops(self.crop_px, full, small)
+        y, x = ((side - self.crop_px) // crops.unit[0] // 2 for side in full)
+        return crops.cut(sample.planes, (y, x))
+
+    def _times(self) -> Float64:
+        """Return the time of each sample: one in each of as many equal strata as there are."""
+        inside = uniforms(self.seed, Draw.TIME, np.arange(self.count))
+        strata = permutation(self.count, self.seed, Draw.TIME_ORDER)
+        return np.minimum((strata + inside) / self.count + 2.0**-54, 1 - 2.0**-53)
+
+    def _uniforms(self, purpose: Draw, numbers: list[int]) -> torch.Tensor:
+        return torch.from_numpy(uniforms(self.seed, purpose, numbers))
+
+    def _noise(self, purpose: Draw, numbers: list[int], like: torch.Tensor) -> torch.Tensor:
+        drawn = normals(self.seed, purpose, numbers, like[0].numel())
+        return torch.from_numpy(drawn).reshape(like.shape)
+
+    def _self_cond(self, numbers: list[int]) -> torch.Tensor | None:
+        if not self.member.network.self_conditioning:
+            return None
+        return (self._uniforms(Draw.SELF_COND, numbers) < SELF_CONDITIONED).float()
+
+
+def _text(samples: list[Sample]) -> Any:
+    rows = [sample.tokens for sample in samples if sample.tokens is not None]
+    if not rows:
+        return None
+    return pad(torch.from_numpy(np.concatenate(rows)), torch.tensor([len(row) for row in rows]))
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """Loss of each sample that could be used, in order, by one set of weights."""
+
+    logsnr: Float64
+    captioned: Float64
+    """As the member is sampled: with the caption, if it takes any."""
+    without: Float64 | None
+    """With all captions left out; None for members without text."""
+    bad: dict[str, int]
+    """Samples left out, by reason."""
+
+
+@torch.no_grad()
+def losses(net: nn.Module, course: Course) -> Losses:
+    """Return the losses of a network, which is in eval mode."""
+    bad, rows, device = Counter[str](), [], next(net.parameters()).device
+    for batch in course.batches(bad):
+        moved = _moved(batch, device)
+        row = [train_logsnr(course.member.diffusion, batch.t), loss(net, course.member, moved)]
+        if batch.text is not None:
+            row.append(loss(net, course.member, _moved(batch, device, keep=0.0)))
+        rows.append([values.double().cpu().numpy() for values in row])
+    columns = [np.concatenate(column) for column in zip(*rows, strict=True)] or [np.zeros(0)] * 2
+    return Losses(columns[0], columns[1], columns[2] if len(columns) > 2 else None, dict(bad))
+
+
+def _moved(batch: TrainBatch, device: torch.device, keep: float = 1.0) -> TrainBatch:
+    """Return a batch on a device, all captions seen or dropped."""
+
+    def move(value: torch.Tensor | None) -> torch.Tensor | None:
+        return None if value is None else value.to(device)
+
+    text = batch.text
+    return TrainBatch(
+        x0=batch.x0.to(device),
+        eps=batch.eps.to(device),
+        t=batch.t.to(device),
+        text=None if text is None else type(text)(text.emb.to(device), text.mask.to(device)),
+        keep=(batch.keep * keep).to(device),
+        lowres=move(batch.lowres),
+        aug_level=move(batch.aug_level),
+        aug_eps=move(batch.aug_eps),
+        self_cond=move(batch.self_cond),
+    )
+
+
+def summary(found: Losses) -> dict[str, Any]:
+    """Return what a result says of one set of weights: means, standard errors, counts."""
+    told: dict[str, Any] = {
+        "loss": mean(found.captioned),
+        "bins": bins(found.logsnr, found.captioned),
+    }
+    if found.without is not None:
+        told["without_captions"] = mean(found.without)
+        told["bins_without_captions"] = bins(found.logsnr, found.without)
+        told["caption_gap"] = mean(found.without - found.captioned)  # of pairs: a small error
+    return told
+
+
+def mean(values: Float64) -> dict[str, Any]:
+    """Return mean, standard error of the mean and count; None where there are too few for it."""
+    count = len(values)
+    error = float(values.std(ddof=1)) / count**0.5 if count > 1 else None
+    return {"mean": _short(values.mean() if count else None), "sem": _short(error), "count": count}
+
+
+def _short(value: Any) -> float | None:
+    """Return a number of 7 digits: what is not noise of the order of float32 sums."""
+    return float(f"{value:.7g}") if value is not None and np.isfinite(value) else None
+
+
+def bins(logsnr: Float64, values: Float64) -> list[dict[str, Any]]:
+    """Return mean, error and count by log-SNR, low (noisy) to high, empty bins left out."""
+    at = np.digitize(logsnr, EDGES)
+    borders = list(pairwise((None, *EDGES, None)))
+    filled = [(borders[i], values[at == i]) for i in range(len(borders)) if (at == i).any()]
+    return [{"logsnr": list(border), **mean(part)} for border, part in filled]

@@ -2,6 +2,7 @@ import dataclasses
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -196,7 +197,7 @@ def test_a_snapshot_that_was_deleted_is_no_failure(helpers, project: str):
 
 def test_a_task_computes_in_float32_also_on_cards_that_round(helpers, project, monkeypatch):
     seen, exact = [], validation.losses
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     for backend in backends:
         backend.allow_tf32 = True
 

@@ -13,7 +13,7 @@ help: ## show this
 demo: $(INSTALLED) ## real digits to pictures that follow the text: the whole line, picture at the end
 	$(BIN)/python -m pipeline run $(CONFIG)
 
-test: $(INSTALLED) ## all tests, those with a local Ray included; prints the times of the slowest
+test: $(INSTALLED) $(VENV)/.browser ## all tests, those with a local Ray included; prints the times of the slowest
 	$(BIN)/python -m pytest -m "not gpu and not property"
 
 check: $(INSTALLED) ## format, lint, types, import directions: what a review expects to be clean
@@ -29,8 +29,17 @@ clean: ## remove the virtual environment, the demo's results and caches
 	rm -rf $(VENV) runs/digits dist .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
+# Tests look at pages in Chromium, where there is one or root may install one; else they are skipped
+$(VENV)/.browser: $(INSTALLED)
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+		&& echo "installing chromium: half a minute" && apt-get update -qq >/dev/null \
+		&& DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null 2>&1; } \
+		|| echo "no Chromium here: the tests of pages are skipped"
+	@touch $@
+
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "installing into $(VENV): 1 to 4 minutes, mostly PyTorch"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq -c constraints.txt -e ".[dev]"
+	@$(BIN)/python -m pip install -qq -c constraints.txt --no-deps torch-fidelity # else it brings torchvision
 	@touch $@

@@ -3,17 +3,21 @@
 import json
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from eval import prompts, reference, report, sampling, score
+from eval import extractors, film, prompts, sampled, sampling, score, sweeps
 from eval.config import EvalConfig
+from eval.film import Film
 from eval.inputs import Inputs
+from eval.measures import losses
 from eval.memorisation import Nearest
+from eval.report import images
+from eval.sampling import Chunk, Source
 from imagen import manifest, picture, storage
 from imagen.config import dump_yaml
 from imagen.data.images import decode
@@ -22,8 +26,8 @@ from imagen.text.encoder import encoder_fingerprint
 from runtime import progress, session
 
 MANIFEST, KIND = "manifest.json", "eval"
-GRID, PREVIEW, METRICS, REPORT = "grid.png", "preview.png", "metrics.json", "report.html"
-CONFIG = "config.yaml"
+GRID, PREVIEW, METRICS, LINES = "grid.png", "preview.png", "metrics.json", "images.jsonl"
+FILM, NEAREST, CONFIG = "denoising.webp", "nearest.png", "config.yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +35,13 @@ class Evaluation:
     """One evaluation that is under way: where it goes and what it came to so far."""
 
     config: EvalConfig
+    """With no more members than are evaluated."""
     inputs: Inputs
     cascade: str
-    """Fingerprint of the assembled cascade."""
+    """Fingerprint of the cascade that the snapshots make."""
     folder: str
+    complete: bool = True
+    """Whether all members of the project are in it."""
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -44,78 +51,168 @@ class Evaluation:
         yield
         self.seconds[part] = round(time.monotonic() - start, 2)
 
+    @property
+    def source(self) -> Source:
+        """What the actors sample from."""
+        section = self.config.eval
+        return Source(
+            self.inputs.snapshots, self.config.text, section, extractors.fingerprint(section)
+        )
 
-def chunks(config: EvalConfig, folder: str, fingerprint: str) -> list[sampling.Chunk]:
-    """Return the chunks of an evaluation that goes to `folder`."""
-    return sampling.chunks(
-        storage.join(folder, "samples"),
-        prompts.items(config.eval),
-        fingerprint,
-        config.eval.options,
-    )
+    @property
+    def items(self) -> list[prompts.Item]:
+        """What is sampled."""
+        return prompts.items(self.config.eval)
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        """The samples, in the order of the items."""
+        folder = storage.join(self.folder, "samples")
+        return sampling.chunks(folder, self.items, self.cascade, self.config.eval.options)
+
+    @property
+    def points(self) -> dict[str, list[tuple[sweeps.Point, list[Chunk]]]]:
+        """The values of each sweep and their samples."""
+        found = sweeps.by_sweep(sweeps.points(self.config))
+        return {
+            name: [(p, sweeps.chunks(self.config, p, self.folder, self.cascade)) for p in values]
+            for name, values in found.items()
+        }
+
+    @property
+    def tasks(self) -> list[Chunk | Film]:
+        """All that actors do."""
+        swept = [chunk for values in self.points.values() for _, work in values for chunk in work]
+        options = self.config.eval.options
+        shown = Film(storage.join(self.folder, FILM), film.chosen(self.items), options)
+        return [*self.chunks, *swept, shown]
+
+    def sampled(self, work: Sequence[Chunk], items: list[prompts.Item]) -> score.Sampled:
+        """Return finished samples, which are read when they are looked at."""
+        members = self.config.members
+        return score.Sampled(items, {name: sampled.ChunkImages(work, name) for name in members})
 
 
 def evaluate(evaluation: Evaluation, prepared: Prepared, address: str | None) -> None:
-    """Sample what is missing, measure and report. Raises ShardError before anything is sampled."""
-    config, folder = evaluation.config, evaluation.folder
+    """Sample what is missing, measure, publish. Raises ShardError before anything is sampled."""
+    config = evaluation.config
     with evaluation.timed("real images and judge"):
         last = list(config.members.values())[-1]
-        real = score.yardstick(prepared, last, config.eval.judge)
-    storage.delete(storage.join(folder, MANIFEST))
-    work = chunks(config, folder, evaluation.cascade)
+        kept = storage.join(config.evals, "reference")
+        real = score.yardstick(prepared, last, config.eval, kept)
+    storage.delete(storage.join(evaluation.folder, MANIFEST))
     with evaluation.timed("sample"):
-        _sample(evaluation, work, address)
-    sampled = score.Sampled(prompts.items(config.eval), sampling.read(work, config.members))
-    body, findings = _measure(evaluation, sampled, real, prepared)
-    grid = picture.png(report.grid(sampled, config.eval.grid))
+        _sample(evaluation, address)
+    files = _measure(evaluation, real, prepared)
+    _publish(evaluation, files)
+
+
+def _sample(evaluation: Evaluation, address: str | None) -> None:
+    source = evaluation.source
+    missing = source.missing(evaluation.tasks)
+    if not missing:
+        return
+    left = sum(len(task.items) for task in missing if isinstance(task, Chunk))
+    with session.connect(address), progress.bar("sample", left, "images") as bar:
+        sampling.sample_missing(source, missing, bar.advance)
+
+
+def _measure(evaluation: Evaluation, real: score.Yardstick, prepared: Prepared) -> dict[str, bytes]:
+    """Return the files of an evaluation by name, all but the samples."""
+    config, names = evaluation.config, evaluation.source.extractor
+    work = evaluation.chunks
+    mine = evaluation.sampled(work, evaluation.items)
+    with evaluation.timed("measure"):
+        found = score.measure(config, mine, real, sampled.features(work, names))
+        curves = {sweep: _points(evaluation, values, real) for sweep, values in
+                  evaluation.points.items()}  # fmt: skip
+    body = _head(evaluation, prepared) | found.body | _losses(evaluation)
+    pairs = _pairs(config, real.training, found.nearest, prepared)
+    body["memorisation"] |= {"pairs": [{"image": p.sample, "distance": p.distance} for p in pairs]}
+    if curves:
+        body["sweeps"] = curves
     files = {
-        GRID: grid,
-        PREVIEW: picture.png(report.preview(sampled, config.eval.grid)),
+        GRID: picture.png(images.grid(mine, config.eval.grid)),
+        PREVIEW: picture.png(images.preview(mine, config.eval.grid)),
+        **_sweep_grids(evaluation),
+        LINES: _lines(mine, found.columns),
+    }
+    if pairs:
+        shown = [images.Pair(p.sample, mine.final[p.sample], p.original) for p in pairs]
+        files[NEAREST] = picture.png(images.nearest(shown))
+    body["cost"] = {"seconds": evaluation.seconds, "images": len(mine.items)}
+    return files | {
         METRICS: json.dumps(body, indent=1).encode() + b"\n",
-        REPORT: report.page(config, body, findings, grid).encode(),
         CONFIG: dump_yaml(config).encode(),
     }
-    _publish(evaluation, files, work, body)
 
 
-def _sample(evaluation: Evaluation, work: list[sampling.Chunk], address: str | None) -> None:
-    missing = [chunk for chunk in work if not storage.exists(chunk.path)]
-    left = sum(len(chunk.items) for chunk in missing)
-    if not left:
-        return
-    with session.connect(address), progress.bar("sample", left, "images") as bar:
-        sampling.sample_missing(
-            evaluation.config.cascade, missing, evaluation.config.eval.options, bar.advance
-        )
+def _points(
+    evaluation: Evaluation,
+    values: Sequence[tuple[sweeps.Point, list[Chunk]]],
+    real: score.Yardstick,
+) -> list[dict[str, Any]]:
+    """Return the figures of each value of one sweep."""
+    config, items = evaluation.config, sweeps.items(evaluation.config)
+    names = evaluation.source.extractor
+    rows = []
+    for point, work in values:
+        mine = evaluation.sampled(work, items)
+        figures = score.measure_point(config, mine, real, sampled.features(work, names))
+        rows.append({"value": point.value, **figures})
+    return rows
 
 
-def _measure(
-    evaluation: Evaluation, sampled: score.Sampled, real: score.Yardstick, prepared: Prepared
-) -> tuple[dict[str, Any], report.Findings]:
-    body = _head(evaluation, prepared)
-    verdicts = None
-    with evaluation.timed("measure"):
-        copied, nearest = score.memorisation(sampled, real)
-        if real.judge is not None:
-            judged, verdicts = score.digit_accuracy(sampled, real, real.judge)
-            body |= judged
-    body |= {"memorisation": copied, "cost": {"seconds": evaluation.seconds}}
-    pairs = _pairs(evaluation.config, real.training, nearest, prepared)
-    return body, report.Findings(sampled, verdicts, pairs)
+def _sweep_grids(evaluation: Evaluation) -> dict[str, bytes]:
+    """Return the labelled grid of each sweep: a row a prompt, a column a value."""
+    items, shape = sweeps.items(evaluation.config), evaluation.config.eval.grid
+    grids = {}
+    for sweep, values in evaluation.points.items():
+        columns = [evaluation.sampled(work, items).final for _, work in values]
+        labels = [point.label for point, _ in values]
+        drawn = images.sweep_grid(items, columns, labels, shape.prompts)
+        grids[f"sweep-{sweep}.png"] = picture.png(drawn)
+    return grids
 
 
-def _pairs(
-    config: EvalConfig, training: reference.Reference, nearest: Nearest, prepared: Prepared
-) -> list[report.Pair]:
+def _lines(mine: score.Sampled, columns: Mapping[str, Sequence[Any]]) -> bytes:
+    """Return images.jsonl: a line an image, in order."""
+    rows = []
+    for i, item in enumerate(mine.items):
+        found = {name: values[i] for name, values in columns.items()}
+        rows.append(json.dumps({"prompt": item.prompt, "seed": item.seed, **found}))
+    return "\n".join(rows).encode() + b"\n"
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """A sample, by its number, and the training image nearest to it, uint8 (h, w, c)."""
+
+    sample: int
+    distance: float
+    original: np.ndarray
+
+
+def _pairs(config: EvalConfig, training: Any, nearest: Nearest, prepared: Prepared) -> list[_Pair]:
     """Return the samples that are nearest to a training image, nearest first."""
     last = list(config.members.values())[-1]
     pairs = []
-    for i in np.argsort(nearest.distance, kind="stable")[: report.SHOWN_NEAREST]:
+    for i in np.argsort(nearest.distance, kind="stable")[: images.SHOWN_NEAREST]:
         data = prepared.image(*training.where[nearest.index[i]])
         (planes,) = decode(data, (last.shape,), last.network.channels)
         original = planes.transpose(1, 2, 0)
-        pairs.append(report.Pair(int(i), float(nearest.distance[i]), original))
+        pairs.append(_Pair(int(i), round(float(nearest.distance[i]), 6), original))
     return pairs
+
+
+def _losses(evaluation: Evaluation) -> dict[str, Any]:
+    """Return what validation beside the training has found of these snapshots."""
+    found = {}
+    for name, body in evaluation.inputs.bodies.items():
+        told = losses.read(evaluation.config.run_dir(name), body)
+        if told is not None:
+            found[name] = told
+    return {"losses": found} if found else {}
 
 
 def _head(evaluation: Evaluation, prepared: Prepared) -> dict[str, Any]:
@@ -139,20 +236,30 @@ def _head(evaluation: Evaluation, prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _publish(
-    evaluation: Evaluation,
-    files: dict[str, bytes],
-    work: list[sampling.Chunk],
-    metrics: dict[str, Any],
-) -> None:
-    entries = manifest.put_files(evaluation.folder, files) | sampling.entries(work)
+def _publish(evaluation: Evaluation, files: dict[str, bytes]) -> None:
+    work, source = evaluation.tasks, evaluation.source
+    entries = manifest.put_files(evaluation.folder, files)
+    entries |= sampling.entries(evaluation.folder, work, source)
+    metrics = json.loads(files[METRICS])
     body = {
         "fingerprint": evaluation.inputs.fingerprint,
         "cascade": evaluation.cascade,
         "images_seen": evaluation.inputs.images_seen,
         "images": evaluation.config.eval.count,
-        "digit_accuracy": metrics.get("digit_accuracy"),
+        "complete_cascade": evaluation.complete,
+        "told": _told(metrics),
         "files": entries,
     }
     manifest.write(storage.join(evaluation.folder, MANIFEST), KIND, body)
-    sampling.sweep(work)
+    sampling.sweep(work, source)
+
+
+def _told(metrics: Mapping[str, Any]) -> str:
+    """Return in a few words what was found."""
+    for section, figure, name in (
+        (metrics, "digit_accuracy", "digit accuracy"),
+        (metrics.get("shapes", {}), "all_right", "everything right in"),
+    ):
+        if section.get(figure, {}).get("value") is not None:
+            return f"{name} {section[figure]['value']:.1%}"
+    return "not judged"

@@ -1,6 +1,7 @@
 """Images as rows of numbers: the common ground on which pictures of any size are compared."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -29,3 +30,11 @@ def greys(images: Sequence[np.ndarray]) -> np.ndarray:
     """Return uint8 (h, w, c) images as float32 (n, side * side) grey in [0, 1]."""
     rows = [resized(image).astype(np.float32).mean(axis=-1).ravel() / 255 for image in images]
     return np.stack(rows) if rows else np.zeros((0, SIDE * SIDE), np.float32)
+
+
+def evenly(rows: Any, most: int) -> Any:
+    """Return at most `most` of the rows of an array, or images of a list, evenly spread."""
+    if len(rows) <= most:
+        return rows
+    chosen = np.linspace(0, len(rows) - 1, most).astype(int)
+    return rows[chosen] if isinstance(rows, np.ndarray) else [rows[i] for i in chosen]

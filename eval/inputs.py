@@ -1,9 +1,11 @@
-"""What an evaluation stands on: the newest snapshot of each member, and what identifies it all."""
+"""What an evaluation stands on: a snapshot of each member, and what identifies it all."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from eval import lineups
 from eval.config import EvalConfig
+from eval.lineups import Lineup
 from eval.prompts import items
 from imagen import manifest, snapshot, storage
 from imagen.config import build, to_tree
@@ -22,34 +24,33 @@ class Inputs:
     fingerprint: str
 
     @property
+    def images(self) -> int:
+        """Most images that a member has seen."""
+        return max(self.images_seen.values())
+
+    @property
     def images_seen(self) -> dict[str, int]:
         """Images that each member has been trained on."""
         return {name: int(b["provenance"]["images_seen"]) for name, b in self.bodies.items()}
 
 
-def gather(config: EvalConfig) -> Inputs:
-    """Find the newest snapshot of every member.
+def gather(config: EvalConfig, lineup: Lineup | None = None) -> Inputs:
+    """Return what the evaluation of a line-up stands on; None: of the newest of every member.
 
     Raises CheckpointError when a member has none, or when members saw different data or encoders.
     """
-    snapshots = {name: _newest(config, name) for name in config.members}
+    chosen = (lineup or lineups.newest(config)).snapshots
     bodies = {
         name: manifest.read(storage.join(folder, snapshot.MANIFEST), snapshot.KIND, CheckpointError)
-        for name, folder in snapshots.items()
+        for name, folder in chosen.items()
     }
     _check_agreement(bodies)
-    return Inputs(snapshots, bodies, _fingerprint(config, bodies))
+    return Inputs(chosen, bodies, _fingerprint(config, bodies))
 
 
-def _newest(config: EvalConfig, member: str) -> str:
-    folder = storage.join(config.run_dir(member), "snapshots")
-    newest = snapshot.newest(folder)
-    if newest is None:
-        raise CheckpointError(
-            f"member {member} has no snapshot in `{folder}`",
-            f"run `python -m train CONFIG member={member}`",
-        )
-    return newest
+def of_members(config: EvalConfig, inputs: Inputs) -> EvalConfig:
+    """Return the config of a project that has no more members than are evaluated."""
+    return replace(config, members={name: config.members[name] for name in inputs.snapshots})
 
 
 def _check_agreement(bodies: dict[str, dict[str, Any]]) -> None:
@@ -88,7 +89,8 @@ def check_sampling(config: EvalConfig, inputs: Inputs) -> None:
 
 
 def _fingerprint(config: EvalConfig, bodies: dict[str, dict[str, Any]]) -> str:
-    section = config.eval
+    section = replace(config.eval, wandb="")
+    bodies = {n: {k: v for k, v in b.items() if k != "extras"} for n, b in bodies.items()}
     return manifest.fingerprint(
         {
             "members": bodies,

@@ -21,17 +21,30 @@ class Nearest:
     index: np.ndarray
 
 
+class Neighbours:
+    """Training images (m, d), values in [0, 1], made ready to be looked among."""
+
+    def __init__(self, training: np.ndarray) -> None:
+        assert len(training), "there are no training images to compare with"
+        self._rows = training
+        self._squares = np.einsum("ij,ij->i", training, training, dtype=np.float64)
+
+    def __call__(self, rows: np.ndarray) -> Nearest:
+        """Return the nearest training image of each of `rows` (n, d)."""
+        index = np.empty(len(rows), np.int64)
+        distance = np.empty(len(rows))
+        for start in range(0, len(rows), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            # |a - b|^2 without the |a|^2 that all columns of a row share
+            index[part] = (self._squares - 2.0 * (rows[part] @ self._rows.T)).argmin(axis=1)
+            difference = rows[part].astype(np.float64) - self._rows[index[part]]
+            distance[part] = np.sqrt((difference**2).mean(axis=1))
+        return Nearest(distance, index)
+
+
 def nearest(rows: np.ndarray, training: np.ndarray) -> Nearest:
     """Return the nearest of `training` (m, d) for each of `rows` (n, d), values in [0, 1]."""
-    assert len(training), "there are no training images to compare with"
-    squares = (training.astype(np.float64) ** 2).sum(axis=1)
-    index = np.empty(len(rows), np.int64)
-    for start in range(0, len(rows), _BLOCK):
-        block = rows[start : start + _BLOCK]
-        # |a - b|^2 without the |a|^2 that all columns of a row share
-        index[start : start + _BLOCK] = (squares - 2.0 * (block @ training.T)).argmin(axis=1)
-    difference = rows.astype(np.float64) - training[index]
-    return Nearest(np.sqrt((difference**2).mean(axis=1)), index)
+    return Neighbours(training)(rows)
 
 
 def compare(samples: Nearest, heldout: Nearest) -> dict[str, Any]:
@@ -69,6 +82,7 @@ def nearer(samples: np.ndarray, heldout: np.ndarray) -> dict[str, Any]:
     return {
         "value": round(_nearer(samples, heldout), 6),
         "interval": [round(float(low), 6), round(float(high), 6)],
+        "n": len(samples),
     }
 
 

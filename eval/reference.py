@@ -5,15 +5,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from eval.features import resized
-from imagen.data import digits
+from eval.features import evenly, resized
+from imagen.data import digits, shard_cache
 from imagen.data.images import Size, decode
 from imagen.data.prepared import Prepared, Split
+from imagen.data.shard_cache import ShardCache
 from imagen.errors import ShardError
 
 MOST_TRAINING = 20_000
 MOST_HELDOUT = 2_000
 """Larger data sets are represented by that many images, evenly spread over shards and rows."""
+
+
+_SPARSE = 10
+_CACHE_BYTES = 50 * 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +39,23 @@ class Reference:
         return [_digit(caption) for caption in self.captions]
 
 
+def open_data(index_dir: str) -> Prepared:
+    """Open a data set to read a reference from it.
+
+    Where most images of remote tars will be read the tars are copied, one request a tar; of a data
+    set that is much larger each image is asked for by itself.
+    """
+    prepared = Prepared.open(index_dir)
+    if sum(shard.rows for shard in prepared.shards) > _SPARSE * MOST_TRAINING:
+        return prepared
+    return Prepared.open(index_dir, ShardCache(shard_cache.FOLDER, _CACHE_BYTES))
+
+
 def load(prepared: Prepared, split: Split, size: Size, channels: int) -> Reference:
     """Read a split's images as a member of `size` knows them, reduced to compare them."""
     most = MOST_TRAINING if split == "train" else MOST_HELDOUT
     where = [(s, int(row)) for s in range(len(prepared.shards)) for row in prepared.rows(s, split)]
-    chosen = where
-    if len(where) > most:
-        chosen = [where[i] for i in np.linspace(0, len(where) - 1, most).astype(int)]
+    chosen = evenly(where, most)
     reference = Reference([], [], [], len(where))
     for shard, row in chosen:
         encoded = prepared.image(shard, row)  # a tar that has changed is an error

@@ -1,21 +1,28 @@
-"""From sampled and real images to the body of metrics.json."""
+"""From sampled and real images to the figures of metrics.json.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+The samples are gone through once, a block at a time: there may be more than fit into memory.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from eval import metrics, reference
+from eval import extractors
+from eval.config import EvalConfig, EvalSection
 from eval.features import colours
-from eval.judge import GATE, Judge
-from eval.memorisation import Nearest, compare, nearest
+from eval.measures import distribution, fit, intervals
+from eval.measures.fidelity import Fidelity
+from eval.measures.numbers import Numbers, own_accuracy
+from eval.measures.scenes import Scenes
+from eval.memorisation import Nearest, Neighbours, compare
 from eval.prompts import Item
-from eval.reference import Reference
-from imagen.data import digits
-from imagen.data.prepared import Prepared
-from imagen.errors import ShardError
-from imagen.member import MemberConfig
+from eval.yardstick import Yardstick
+from eval.yardstick import yardstick as yardstick  # what samples are held against
+
+BLOCK = 100
+"""Images of each member that are looked at at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,94 +30,170 @@ class Sampled:
     """What was sampled: items, and each member's images, uint8 (h, w, c), in the same order."""
 
     items: list[Item]
-    members: dict[str, list[np.ndarray]]
+    members: dict[str, Sequence[np.ndarray]]
 
     @property
-    def final(self) -> list[np.ndarray]:
+    def final(self) -> Sequence[np.ndarray]:
         """Images of the last member: what the cascade is for."""
         return list(self.members.values())[-1]
 
+    def blocks(self) -> Iterator[dict[str, list[np.ndarray]]]:
+        """Yield some images of every member at a time, in order."""
+        for start in range(0, len(self.items), BLOCK):
+            numbers = range(start, min(start + BLOCK, len(self.items)))
+            yield {name: [images[i] for i in numbers] for name, images in self.members.items()}
+
 
 @dataclass(frozen=True, slots=True)
-class Yardstick:
-    """What samples are held against."""
+class Measured:
+    """What was found out about samples."""
 
-    training: Reference
-    heldout: Reference
-    judge: Judge | None
-    """None: nobody judges."""
+    body: dict[str, Any]
+    """Sections of metrics.json."""
+    columns: dict[str, list[Any]]
+    """What images.jsonl says of each image, in order."""
+    nearest: Nearest
+    """The training image nearest to each final image."""
+    verdicts: np.ndarray | None = None
+    """The digit of each final image, -1 where none is seen; None where there is no such judge."""
 
 
-def yardstick(prepared: Prepared, last: MemberConfig, judge: str) -> Yardstick:
-    """Read the real images and let the judge learn from them.
+@dataclass(slots=True)
+class _Seen:
+    """All that one pass over the samples collects."""
 
-    Raises ShardError when there is nothing to learn from; best before anything is sampled.
-    """
-    shape, channels = last.shape, last.network.channels
-    training = reference.load(prepared, "train", shape, channels)
-    if not training.images:
-        raise ShardError(
-            f"none of the {training.total} training images is readable: {dict(training.unreadable)}"
+    fidelity: Fidelity
+    numbers: Numbers | None
+    scenes: Scenes | None
+    components: list[np.ndarray] = field(default_factory=list)
+    nearest: list[Nearest] = field(default_factory=list)
+
+    def all_nearest(self) -> Nearest:
+        """Return the nearest training image of every final image."""
+        return Nearest(
+            np.concatenate([part.distance for part in self.nearest]),
+            np.concatenate([part.index for part in self.nearest]),
         )
-    heldout = reference.load(prepared, "heldout", shape, channels)
-    fitted = Judge.fit(training.images, training.labels()) if judge == "digits" else None
-    return Yardstick(training, heldout, fitted)
 
 
-def memorisation(sampled: Sampled, real: Yardstick) -> tuple[dict[str, Any], Nearest]:
-    """Return the memorisation figures, and the nearest training image of each final sample."""
-    training, heldout = real.training, real.heldout
-    rows = colours(training.images)
-    samples = nearest(colours(sampled.final), rows)
+def measure(
+    config: EvalConfig, sampled: Sampled, real: Yardstick, features: Mapping[str, np.ndarray]
+) -> Measured:
+    """Return all that can be measured on an evaluation's samples.
+
+    `features`: what the section's extractor found, (n, d) by array name.
+    """
+    training = Neighbours(colours(real.training.images))
+    seen = _look(sampled, real, training)
+    prompts = [item.prompt for item in sampled.items]
+    body, columns = _judged(seen, real)
+    body |= _distribution(config.eval, seen, real, features)
+    if extractors.CLIP_IMAGE in features:
+        images, texts = features[extractors.CLIP_IMAGE], features[extractors.CLIP_TEXT]
+        body["clip"] = fit.figures(config.eval.clip, images, texts, prompts)
+        columns["clip"] = _shortened(fit.scores(images, texts))
+    if fidelity := seen.fidelity.body():
+        body["fidelity"] = fidelity
+        columns["consistency"] = _shortened(seen.fidelity.of(list(sampled.members)[-1]))
+    nearest = seen.all_nearest()
+    body["memorisation"] = memorisation(nearest, training, real)
+    columns["nearest_distance"] = _shortened(nearest.distance)
+    verdicts = None if seen.numbers is None else seen.numbers.verdicts()
+    return Measured(body, columns, nearest, verdicts)
+
+
+def measure_point(
+    config: EvalConfig, sampled: Sampled, real: Yardstick, features: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """Return the few figures of one value of a sweep, by short names."""
+    seen = _look(sampled, real, None)
+    body, _ = _judged(seen, real)
+    point: dict[str, Any] = {}
+    accuracy = body.get("digit_accuracy") or body.get("shapes", {}).get("all_right")
+    if accuracy is not None:
+        point["accuracy"] = accuracy
+    rows = _rows(config.eval, seen, features)
+    if rows is not None and real.statistics is not None:
+        point |= distribution.point(rows, real.statistics)
+    if extractors.CLIP_IMAGE in features:
+        found = fit.scores(features[extractors.CLIP_IMAGE], features[extractors.CLIP_TEXT])
+        point["clip"] = intervals.mean(found)
+    last = seen.fidelity.body().get(list(sampled.members)[-1], {})
+    return point | {name: last[name] for name in ("consistency", "colour_drift") if name in last}
+
+
+def _look(sampled: Sampled, real: Yardstick, training: Neighbours | None) -> _Seen:
+    """Go through the samples once."""
+    seen = _Seen(
+        Fidelity(list(sampled.members)),
+        None if real.judge is None else Numbers(sampled.items, real.judge),
+        None if real.trained is None else Scenes(sampled.items, real.trained),
+    )
+    for block in sampled.blocks():
+        final = list(block.values())[-1]
+        seen.fidelity.see(block)
+        if seen.numbers is not None:
+            seen.numbers.see(block)
+        if seen.scenes is not None:
+            seen.scenes.see(final)
+        if training is not None or real.components is not None:
+            rows = colours(final)
+            if training is not None:
+                seen.nearest.append(training(rows))
+            if real.components is not None:
+                seen.components.append(real.components(rows))
+    return seen
+
+
+def _judged(seen: _Seen, real: Yardstick) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Return what the judge of the section says: sections of metrics.json, columns."""
+    if seen.numbers is not None:
+        assert real.judge is not None, "numbers are judged by the judge"
+        own = own_accuracy(real.judge, len(real.training.images), real.heldout)
+        return seen.numbers.body() | {"judge": own}, seen.numbers.columns()
+    if seen.scenes is not None:
+        shapes = seen.scenes.body() | {"heldout_judge": real.scenes}
+        return {"shapes": shapes}, seen.scenes.columns()
+    return {}, {}
+
+
+def _distribution(
+    section: EvalSection, seen: _Seen, real: Yardstick, features: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    rows = _rows(section, seen, features)
+    if rows is None or real.statistics is None:
+        return {}
+    body = distribution.figures(rows, real.statistics)
+    if real.components is not None and len(real.heldout.images) > 1:
+        body["heldout"] = distribution.point(
+            real.components(colours(real.heldout.images[: len(rows)])), real.statistics
+        )
+    return {"distribution": {extractors.name_of(section.features): body}}
+
+
+def _rows(
+    section: EvalSection, seen: _Seen, features: Mapping[str, np.ndarray]
+) -> np.ndarray | None:
+    """Return the features that the samples are compared in; None: they are not."""
+    if seen.components:
+        return np.concatenate(seen.components)
+    return features.get(extractors.name_of(section.features))
+
+
+def memorisation(nearest: Nearest, training: Neighbours, real: Yardstick) -> dict[str, Any]:
+    """Return the memorisation figures."""
+    heldout = real.heldout
     nothing = Nearest(np.zeros(0), np.zeros(0, np.int64))
-    apart = nearest(colours(heldout.images), rows) if heldout.images else nothing
-    body = compare(samples, apart)
-    for name, split in (("training", training), ("heldout", heldout)):
+    apart = training(colours(heldout.images)) if heldout.images else nothing
+    body = compare(nearest, apart)
+    for name, split in (("training", real.training), ("heldout", heldout)):
         body[f"{name}_images"] = {
             "used": len(split.images),
             "of": split.total,
             "unreadable": dict(split.unreadable),
         }
-    return body, samples
-
-
-def digit_accuracy(
-    sampled: Sampled, real: Yardstick, judge: Judge
-) -> tuple[dict[str, Any], np.ndarray]:
-    """Return accuracies by the judge of digits, and its verdict on each final sample."""
-    wanted = np.array([digits.digit_of(item.prompt) for item in sampled.items])
-    verdicts = {name: judge.verdicts(images)[0] for name, images in sampled.members.items()}
-    seen = list(verdicts.values())[-1]
-    body = {
-        "digit_accuracy": metrics.accuracy(wanted, seen),
-        "members": {name: metrics.accuracy(wanted, v) for name, v in verdicts.items()},
-        "per_digit": metrics.per_digit(wanted, seen),
-        "per_phrasing": metrics.per_phrasing(_phrasings(sampled.items), wanted, seen),
-        "text_use": metrics.text_use(wanted, seen),
-        "judge": _own_accuracy(judge, real),
-    }
-    return body, seen
-
-
-def _own_accuracy(judge: Judge, real: Yardstick) -> dict[str, Any]:
-    heldout = real.heldout
-    body: dict[str, Any] = {"gate": GATE, "training_images": len(real.training.images)}
-    if heldout.images:
-        seen, confidence = judge.verdicts(heldout.images)
-        body["heldout_accuracy"] = metrics.accuracy(np.array(heldout.labels()), seen)
-        body["heldout_gate_passed"] = metrics.share(int((seen >= 0).sum()), len(seen))
-        body["heldout_mean_confidence"] = round(float(confidence.mean()), 6)
     return body
 
 
-def _phrasings(items: Sequence[Item]) -> list[str]:
-    """Return the phrasing of each digit prompt, with the digit left open."""
-    return [_phrasing(item.prompt) for item in items]
-
-
-def _phrasing(prompt: str) -> str:
-    digit = digits.digit_of(prompt)
-    for index, pattern in enumerate(digits.PHRASINGS):
-        if digits.caption(digit, index) == prompt:
-            return pattern
-    raise AssertionError(f"{prompt!r} is a digit caption of no phrasing")
+def _shortened(values: np.ndarray) -> list[float]:
+    return [round(float(value), 6) for value in values]

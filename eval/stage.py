@@ -1,84 +1,151 @@
-"""The eval stage: assemble the cascade, sample, judge, report. Data first, manifest last.
+"""The eval stage: sample, judge, report, and assemble the newest members. Manifest last.
 
 ```
 <out>/cascade/                                     the newest members, ready for `imagen sample`
-<out>/eval/<images seen, 12 digits>-<fingerprint>/ one for each cascade and `eval` section
+<out>/eval/<images seen, 12 digits>-<fingerprint>/ one for each line-up and `eval` section
     samples/<chunk>.safetensors                    every image, uint8, by member
-    grid.png, metrics.json, report.html, config.yaml
+    sweeps/<sweep>/<value>/<chunk>.safetensors     the first ones again, one setting changed
+    grid.png, sweep-<sweep>.png, nearest.png       pictures with labels
     preview.png                                    a mosaic for small places: terminals, READMEs
+    denoising.webp                                 how a few of them come about
+    metrics.json, images.jsonl, config.yaml        all numbers, a line an image, how it was made
     manifest.json                                  written last
+<out>/eval/report.html, metrics.jsonl              of all finished evaluations
+<out>/eval/failed/<evaluation>.json                what was tried and failed
 ```
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from eval import evaluation, prompts
+from eval import curves, extractors, lineups, prompts, reference, report, sweeps
+from eval.claim import claim, held_by
 from eval.config import EvalConfig
-from eval.evaluation import CONFIG, GRID, KIND, MANIFEST, METRICS, PREVIEW, REPORT
-from eval.inputs import Inputs, check_data, check_sampling, gather
-from imagen import cascade, manifest, storage
+from eval.evaluation import CONFIG, GRID, KIND, MANIFEST, METRICS, PREVIEW, Evaluation, evaluate
+from eval.inputs import Inputs, check_data, check_sampling, gather, of_members
+from eval.lineups import Lineup
+from imagen import assembly, cascade, manifest, storage
 from imagen.data.images import told
-from imagen.data.prepared import Prepared
 from imagen.errors import ImagenError
 from imagen.project import absolute
 from imagen.text.encoder import encoder_fingerprint
-from runtime.state import StageState, is_locked, lock
+from runtime.state import StageState
+
+REPORT = "report.html"
 
 
 def folder_of(config: EvalConfig, inputs: Inputs) -> str:
     """Return where an evaluation goes: of these members, by this `eval` section."""
-    last = list(inputs.images_seen.values())[-1]
-    return storage.join(config.evals, f"{last:012d}-{inputs.fingerprint[:8]}")
+    return storage.join(config.evals, f"{inputs.images:012d}-{inputs.fingerprint[:8]}")
 
 
-def state(config: EvalConfig) -> StageState:
-    """Return how far the evaluation of the newest snapshots has come. Touches nothing."""
-    pid = is_locked(config.evals) if storage.is_local(config.evals) else None
-    if pid is not None:
-        return StageState(stage="eval", status="running", detail=f"process {pid}")
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A line-up, what it stands on, and the evaluation of it that is finished, if one is."""
+
+    config: EvalConfig
+    """With all members of the project."""
+    inputs: Inputs
+    done: tuple[str, dict[str, Any]] | None
+    """Folder and manifest."""
+
+    @classmethod
+    def of(cls, config: EvalConfig, lineup: Lineup | None = None) -> "Found":
+        """Look at a line-up; None: the newest of every member. Raises CheckpointError."""
+        inputs = gather(config, lineup)
+        return cls(config, inputs, _finished(config, inputs))
+
+    @property
+    def folder(self) -> str:
+        """Where the evaluation is or goes."""
+        return self.done[0] if self.done else folder_of(self.config, self.inputs)
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """The work. Raises CheckpointError or ConfigError for members that do not fit."""
+        config = of_members(self.config, self.inputs)
+        fingerprint = encoder_fingerprint(config.text)
+        body = assembly.describe(self.inputs.snapshots, config.text, fingerprint)
+        complete = len(config.members) == len(self.config.members)
+        cascade_fingerprint = manifest.fingerprint(body)
+        return Evaluation(config, self.inputs, cascade_fingerprint, self.folder, complete)
+
+
+def is_done(config: EvalConfig, lineup: Lineup) -> bool:
+    """Tell whether a line-up has a finished evaluation; one that cannot be read has none."""
     try:
-        inputs = gather(config)
+        return Found.of(config, lineup).done is not None
+    except ImagenError:
+        return False
+
+
+def state(config: EvalConfig, lineup: Lineup | None = None) -> StageState:
+    """Return how far the evaluation of a line-up has come; None: the newest. Touches nothing."""
+    try:
+        found = Found.of(config, lineup)
     except ImagenError as err:
         return StageState(stage="eval", status="missing", detail=err.message)
-    found = _finished(config, inputs)
-    if found is not None:
-        folder, body = found
-        if _assembled(config) != body["cascade"]:
-            detail = f"evaluated, but `{config.cascade}` is missing or holds another cascade"
-            return StageState(stage="eval", status="partial", detail=detail)
-        return StageState(stage="eval", status="done", detail=_told(body), outputs=_outputs(folder))
-    sampled = _sampled(config, inputs)
+    holder = held_by(found.folder) if storage.is_local(found.folder) else None
+    if holder is not None:  # a claim on a store may be that of a process that was killed
+        return StageState(stage="eval", status="running", detail=holder)
+    if found.done is not None:
+        return _done_state(config, found, lineup)
+    sampled = _sampled(found)
     if sampled is not None:
         detail = f"not finished: {sampled} of {config.eval.count} images sampled"
         return StageState(stage="eval", status="partial", detail=detail)
-    others = [n for n in storage.listdir(config.evals) if n[:12].isdigit()]
-    if others:
+    if any(name[:12].isdigit() for name in storage.listdir(config.evals)):
         detail = "the newest members or the eval section have not been evaluated yet"
         return StageState(stage="eval", status="stale", detail=detail)
     return StageState(stage="eval", status="missing", detail="not evaluated yet")
 
 
+def _done_state(config: EvalConfig, found: Found, lineup: Lineup | None) -> StageState:
+    assert found.done is not None, "only a finished evaluation is done"
+    folder, body = found.done
+    if lineup is None and _assembled(config) != body["cascade"]:
+        detail = f"evaluated, but `{config.cascade}` is missing or holds another cascade"
+        return StageState(stage="eval", status="partial", detail=detail)
+    if not storage.exists(storage.join(config.evals, REPORT)):
+        detail = "evaluated, but the report is missing"
+        return StageState(stage="eval", status="partial", detail=detail)
+    detail = f"{body['images']} images, {body['told']}"
+    outputs = _outputs(config, folder)
+    return StageState(stage="eval", status="done", detail=detail, outputs=outputs)
+
+
 def _finished(config: EvalConfig, inputs: Inputs) -> tuple[str, dict[str, Any]] | None:
     """Return folder and manifest of the finished evaluation of `inputs`, or None."""
-    for name in reversed(storage.listdir(config.evals)):
-        folder = storage.join(config.evals, name)
-        body = manifest.read_if_complete(storage.join(folder, MANIFEST), KIND)
-        if body is not None and body["fingerprint"] == inputs.fingerprint:
-            return folder, body
-    return None
-
-
-def _sampled(config: EvalConfig, inputs: Inputs) -> int | None:
-    """Return how many images an unfinished evaluation of `inputs` has; None: it has not begun."""
-    fingerprint = _assembled(config)
-    if fingerprint is None:
-        return None
     folder = folder_of(config, inputs)
-    if manifest.read_if_complete(storage.join(folder, MANIFEST), KIND) is not None:
-        return None  # finished, by another `eval` section
-    work = evaluation.chunks(config, folder, fingerprint)
-    found = sum(len(chunk.items) for chunk in work if storage.exists(chunk.path))
-    return found or None
+    listing = _files_below(folder)
+    body = manifest.read_if_complete(storage.join(folder, MANIFEST), KIND, listing)
+    return (folder, body) if body and body["fingerprint"] == inputs.fingerprint else None
+
+
+def _files_below(folder: str) -> dict[str, int]:
+    """Return the sizes of an evaluation's files by the names that its manifest has."""
+    found = dict(storage.sizes(folder))
+    for below in ("samples", *_sweep_folders(folder)):
+        sizes = storage.sizes(storage.join(folder, below))
+        found |= {storage.join(below, name): size for name, size in sizes.items()}
+    return found
+
+
+def _sweep_folders(folder: str) -> Iterator[str]:
+    for sweep in storage.listdir(storage.join(folder, sweeps.FOLDER)):
+        for value in storage.listdir(storage.join(folder, sweeps.FOLDER, sweep)):
+            yield storage.join(sweeps.FOLDER, sweep, value)
+
+
+def _sampled(found: Found) -> int | None:
+    """Return how many images an unfinished evaluation has; None: it has not begun."""
+    try:
+        work = found.evaluation.chunks
+    except ImagenError:
+        return None
+    there = storage.sizes(storage.join(found.folder, "samples"))
+    return sum(len(c.items) for c in work if storage.name(c.path) in there) or None
 
 
 def _assembled(config: EvalConfig) -> str | None:
@@ -90,55 +157,68 @@ def _assembled(config: EvalConfig) -> str | None:
         return None
 
 
-def _outputs(folder: str) -> tuple[str, ...]:
-    return tuple(storage.join(folder, name) for name in (GRID, PREVIEW, METRICS, REPORT, CONFIG))
+def _outputs(config: EvalConfig, folder: str) -> tuple[str, ...]:
+    own = tuple(storage.join(folder, name) for name in (GRID, PREVIEW, METRICS, CONFIG))
+    return (*own, storage.join(config.evals, REPORT))
 
 
-def _told(body: dict[str, Any]) -> str:
-    accuracy = body["digit_accuracy"]
-    judged = "not judged" if accuracy is None else f"digit accuracy {accuracy['value']:.1%}"
-    return f"{body['images']} images, {judged}"
+def run(config: EvalConfig, address: str | None = None, lineup: Lineup | None = None) -> StageState:
+    """Evaluate a line-up, unless that is done; return the state afterwards.
 
-
-def run(config: EvalConfig, address: str | None = None) -> StageState:
-    """Evaluate the newest snapshots, unless that is done; return the state afterwards.
-
-    Raises CheckpointError, ShardError or ConfigError before anything is sampled.
+    None: the newest snapshot of every member, which are assembled, too. Raises CheckpointError,
+    ShardError or ConfigError before anything is sampled; claim.Taken when another is at work.
     """
     config = absolute(config)
-    inputs = gather(config)
-    check_sampling(config, inputs)
-    prepared = Prepared.open(config.index)
-    check_data(inputs, prepared)
-    with lock(config.evals):
-        fingerprint = cascade.assemble(
-            config.cascade, inputs.snapshots, config.text, encoder_fingerprint(config.text)
-        )
-        if _finished(config, inputs) is None:
-            folder = folder_of(config, inputs)
-            todo = evaluation.Evaluation(config, inputs, fingerprint, folder)
-            evaluation.evaluate(todo, prepared, address)
-    return state(config)
+    found = Found.of(config, lineup)
+    check_sampling(of_members(config, found.inputs), found.inputs)
+    extractors.check(config.eval)
+    prepared = reference.open_data(config.index)
+    check_data(found.inputs, prepared)
+    if lineup is None:
+        _assemble(config, found.inputs)
+    if found.done is None:
+        with claim(found.folder):
+            found = Found.of(config, lineup)  # perhaps it was finished while we waited
+            if found.done is None:
+                evaluation = found.evaluation
+                evaluate(evaluation, prepared, address)
+                curves.tell(config, evaluation.folder)
+    written = storage.exists(storage.join(config.evals, REPORT))
+    if found.done is None or not written:
+        report.write(config)
+    return state(config, lineup)
 
 
-def plan(config: EvalConfig) -> list[str]:
+def _assemble(config: EvalConfig, inputs: Inputs) -> None:
+    snapshots = inputs.snapshots
+    cascade.assemble(config.cascade, snapshots, config.text, encoder_fingerprint(config.text))
+
+
+def plan(config: EvalConfig, lineup: Lineup | None = None) -> list[str]:
     """Return what `run` would do, one line each; touches nothing. Raises ConfigError."""
     options, chosen = config.eval.options, prompts.items(config.eval)
     distinct = len({item.prompt for item in chosen})
     lines = [f"{len(chosen)} images of {distinct} prompts, seeds from {config.eval.seed}"]
+    values = sweeps.points(config)
+    if values:
+        count = len(values) * len(sweeps.items(config))
+        lines.append(f"{count} images of {len(values)} values in sweeps")
     for name, member in config.members.items():
         sampling = options.resolve(name, member.sampling)
         how = f"{sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance_scale:g}"
         lines.append(f"{name}: {told(*member.shape)} px, {how}")
-    return lines + _readiness(config)
+    return lines + _readiness(config, lineup)
 
 
-def _readiness(config: EvalConfig) -> list[str]:
+def _readiness(config: EvalConfig, lineup: Lineup | None) -> list[str]:
     try:
-        inputs = gather(config)
+        found = Found.of(config, lineup)
     except ImagenError as err:
         return [f"not ready: {err.message}", *([f"hint: {err.hint}"] if err.hint else [])]
-    seen = inputs.images_seen
+    inputs, seen = found.inputs, found.inputs.images_seen
     lines = [f"{n}: {folder}, {seen[n]:,} images seen" for n, folder in inputs.snapshots.items()]
-    found = _finished(config, inputs)
-    return [*lines, f"done in {found[0]}" if found else "to do: sample, judge, report"]
+    others = [other for other in lineups.lineups(config) if other.snapshots != inputs.snapshots]
+    left = sum(not is_done(config, other) for other in others)
+    if left:
+        lines.append(f"older line-ups without a result, for --all: {left}")
+    return [*lines, f"done in {found.folder}" if found.done else "to do: sample, judge, report"]

@@ -7,7 +7,7 @@
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import safetensors.torch
@@ -25,15 +25,44 @@ MEMBER_FOLDER = re.compile(r"(base|sr\d+)-[0-9a-f]{16}")
 
 
 def assemble(
-    folder: str, snapshots: dict[str, str], text: TextConfig, encoder_fingerprint: str
+    folder: str,
+    snapshots: dict[str, str],
+    text: TextConfig,
+    encoder_fingerprint: str,
+    before_manifest: Callable[[], None] = lambda: None,
 ) -> str:
     """Copy snapshots (member -> folder) into a cascade directory; return its fingerprint.
 
-    Raises CheckpointError when a snapshot is damaged, unfinished, untrained, or was trained with
-    another encoder or for another cascade; ConfigError when the members form no chain. Assembling
-    the same snapshots again writes nothing.
+    `before_manifest` is called when all members lie there: for what belongs beside them. Raises
+    CheckpointError when a snapshot is damaged, unfinished, untrained, or was trained with another
+    encoder or for another cascade; ConfigError when the members form no chain. Assembling the same
+    snapshots again writes nothing.
     """
-    members, copies = {}, {}
+    body = describe(snapshots, text, encoder_fingerprint)
+    members: dict[str, dict[str, Any]] = body["members"]
+    fingerprint = manifest.fingerprint(body)
+    folders = {name: storage.join(folder, entry["folder"]) for name, entry in members.items()}
+    if _fingerprint_of(folder) == fingerprint and all(map(_is_whole, folders.values())):
+        return fingerprint
+    for name, source in snapshots.items():  # all of them, before anything is written
+        for _, data in _files(source, members[name]):
+            provenance.check_output(name, source, safetensors.torch.load(data))
+    for name, source in snapshots.items():
+        _copy_snapshot(source, folders[name], members[name])
+    before_manifest()
+    manifest.write(storage.join(folder, MANIFEST), "cascade", {"fingerprint": fingerprint, **body})
+    _delete_others(folder, {entry["folder"] for entry in members.values()})
+    return fingerprint
+
+
+def describe(
+    snapshots: Mapping[str, str], text: TextConfig, encoder_fingerprint: str
+) -> dict[str, Any]:
+    """Return what a cascade of these snapshots is; its fingerprint is the cascade's.
+
+    Raises CheckpointError or ConfigError as `assemble` does, but reads no weights.
+    """
+    members = {}
     for name, source in snapshots.items():
         body = manifest.read(storage.join(source, snapshot.MANIFEST), "snapshot", CheckpointError)
         body.pop("extras", None)  # nothing is sampled from them
@@ -47,21 +76,8 @@ def assemble(
             )
         provenance.check_images_seen(name, source, body["provenance"])
         members[name] = {"folder": f"{name}-{manifest.fingerprint(body)}", **body}
-        copies[name] = source
-    _check_members(members, copies, text)
-    body = {"members": members, "text": to_tree(text), "encoder_fingerprint": encoder_fingerprint}
-    fingerprint = manifest.fingerprint(body)
-    folders = {name: storage.join(folder, entry["folder"]) for name, entry in members.items()}
-    if _fingerprint_of(folder) == fingerprint and all(map(_is_whole, folders.values())):
-        return fingerprint
-    for name, source in copies.items():  # all of them, before anything is written
-        for _, data in _files(source, members[name]):
-            provenance.check_output(name, source, safetensors.torch.load(data))
-    for name, source in copies.items():
-        _copy_snapshot(source, folders[name], members[name])
-    manifest.write(storage.join(folder, MANIFEST), "cascade", {"fingerprint": fingerprint, **body})
-    _delete_others(folder, {entry["folder"] for entry in members.values()})
-    return fingerprint
+    _check_members(members, snapshots, text)
+    return {"members": members, "text": to_tree(text), "encoder_fingerprint": encoder_fingerprint}
 
 
 def _check_members(

@@ -6,6 +6,7 @@ does not depend on what else is in the batch.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from imagen.text.encoder import TextEncoder, load_encoder
 __all__ = ["MANIFEST", "Cascade", "Edit", "Extras", "Member", "SampleOptions", "assemble"]
 
 OnStep = Callable[[str, int, int], None]
+OnDenoised = Callable[[str, torch.Tensor], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +74,22 @@ class Cascade:
                 f"cascade `{folder}` was trained with {body['encoder_fingerprint']}",
                 "use the revision of the encoder that the embeddings were made with",
             )
-        members = {
-            name: _load_member(name, storage.join(folder, entry["folder"]), device)
-            for name, entry in body["members"].items()
-        }
-        _check_members(folder, members, loaded)
-        return cls(members, loaded, body["fingerprint"])
+        folders = {n: storage.join(folder, e["folder"]) for n, e in body["members"].items()}
+        return cls(_load_members(folder, folders, loaded, device), loaded, body["fingerprint"])
+
+    @classmethod
+    def of_snapshots(
+        cls, snapshots: dict[str, str], text: TextConfig, device: str = "cpu"
+    ) -> "Cascade":
+        """Load a cascade from the snapshot folders of its members, where they lie.
+
+        It is the one that assembling them would give. Raises CheckpointError or ConfigError.
+        """
+        loaded = load_encoder(text, device)
+        body = assembly.describe(snapshots, text, loaded.fingerprint)
+        where = " and ".join(snapshots.values())
+        members = _load_members(where, snapshots, loaded, device)
+        return cls(members, loaded, manifest.fingerprint(body))
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -122,12 +134,14 @@ class Cascade:
         on_step: OnStep | None = None,
         edit: Edit | None = None,
         extras: Extras | None = None,
+        on_denoised: OnDenoised | None = None,
     ) -> dict[str, torch.Tensor]:
         """Return each member's images (b, c, h, w) in [-1, 1], of those that ran, in order.
 
         One prompt ("" is no text) and one seed in [0, 2^32) an image. `edit`: a picture to start
-        from. `on_step(member, step, steps)` is called after each step. Raises ConfigError for what
-        these members cannot do.
+        from. `on_step(member, step, steps)` is called after each step, `on_denoised(member, x0)`
+        with each clean image that is predicted on the way. Raises ConfigError for what these
+        members cannot do.
         """
         options = SampleOptions() if options is None else options
         extras = Extras() if extras is None else extras
@@ -139,7 +153,8 @@ class Cascade:
         lowres = self._given_lowres(request)
         for name, config in running.items():
             given = _given(config, text, negative, request.extras, self._device)
-            lowres = self._sample_member(name, config, given, request, lowres, on_step)
+            show = None if on_denoised is None else partial(on_denoised, name)
+            lowres = self._sample_member(name, config, given, request, lowres, on_step, show)
             images[name] = lowres
         return images
 
@@ -179,6 +194,7 @@ class Cascade:
         request: Request,
         lowres: torch.Tensor | None,
         on_step: OnStep | None,
+        on_denoised: Callable[[torch.Tensor], None] | None,
     ) -> torch.Tensor:
         index, seeds = list(self.members).index(name), request.seeds
         if lowres is not None:
@@ -196,7 +212,7 @@ class Cascade:
         net = self.members[name].net
         bf16 = request.options.precision == "bf16"
         with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
-            return sampling.draw(net, config, index, given, seeds, tell, canvas)
+            return sampling.draw(net, config, index, given, seeds, tell, canvas, on_denoised)
 
 
 def _given(
@@ -214,6 +230,15 @@ def _given(
         label=labels.to(device) if labels is not None and network.num_classes else None,
         image=images.to(device).float() if images is not None and network.image_channels else None,
     )
+
+
+def _load_members(
+    where: str, folders: dict[str, str], encoder: TextEncoder, device: str
+) -> dict[str, Member]:
+    """Load members from their folders and check that they fit each other and the encoder."""
+    members = {name: _load_member(name, folder, device) for name, folder in folders.items()}
+    _check_members(where, members, encoder)
+    return members
 
 
 def _load_member(name: str, folder: str, device: str) -> Member:

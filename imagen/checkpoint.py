@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from imagen import manifest, storage
 from imagen.errors import DamagedError
-from imagen.retrying import patiently
 
 if TYPE_CHECKING:  # who only looks for checkpoints need not wait for torch
     import torch
@@ -92,7 +91,7 @@ def _layout(own: str, name: str | None, files: Mapping[str, Mapping[str, Any]]) 
     if name is None:  # an older format
         return slices.of_whole_files(own, files)
     path = storage.join(own, name)
-    data = patiently(lambda: storage.get(path), path)
+    data = storage.get(path)
     return slices.from_json(manifest.check_file(path, data, files[name], DamagedError))
 
 

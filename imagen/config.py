@@ -15,6 +15,7 @@ import yaml
 
 from imagen import storage
 from imagen.errors import ConfigError
+from imagen.redaction import redacted, secrets_in
 
 T = TypeVar("T")
 
@@ -96,7 +97,17 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 def load_config(cls: type[T], path: str, overrides: Sequence[str] = ()) -> T:
     """Return the `cls` that the file and its overrides describe. Raises ConfigError."""
-    return build(cls, read_tree(path, overrides), where=path)
+    tree = read_tree(path, overrides)
+    _refuse_secrets(tree, path)
+    return build(cls, tree, where=path)
+
+
+def _refuse_secrets(tree: dict[str, Any], path: str) -> None:
+    for key in secrets_in(tree):
+        raise ConfigError(
+            f"`{key}` of `{redacted(path)}` holds a secret, and configs are stored beside outputs",
+            "take it out: credentials belong into the environment, see docs/storage.md",
+        )
 
 
 def build(cls: type[T], tree: dict[str, Any], where: str = "config") -> T:

@@ -28,15 +28,28 @@ def put_files(folder: str, files: Mapping[str, bytes]) -> dict[str, dict[str, An
 
 def write(path: str, kind: str, body: Mapping[str, Any]) -> None:
     """Publish a manifest: `{"format": "imagen/<kind>/1", **body}`. Call it last."""
+    storage.put(path, _text(kind, body))
+
+
+def replace(path: str, kind: str, body: Mapping[str, Any], version: str | None) -> bool:
+    """Publish a manifest if the file still has `version`, None: if there is none.
+
+    For manifests that several may write: what is there is looked at first, see `storage.replace`.
+    """
+    return storage.replace(path, _text(kind, body), version)
+
+
+def _text(kind: str, body: Mapping[str, Any]) -> bytes:
     text = json.dumps({"format": f"imagen/{kind}/1", **body}, indent=1, ensure_ascii=False)
-    storage.put(path, text.encode("utf8") + b"\n")
+    return text.encode("utf8") + b"\n"
 
 
 def read(path: str, kind: str, error: type[ImagenError] = ShardError) -> dict[str, Any]:
     """Return a manifest. Raises `error` when it is missing, damaged or of another format."""
-    if not storage.exists(path):
+    data = storage.get_if_there(path)
+    if data is None:
         raise error(f"no manifest `{path}`: what it stands for is missing or unfinished")
-    return _parse(path, storage.get(path), kind, error)
+    return _parse(path, data, kind, error)
 
 
 def _parse(path: str, data: bytes, kind: str, error: type[ImagenError]) -> dict[str, Any]:
@@ -60,14 +73,15 @@ def read_if_complete(
     With the `listing` of its folder (`storage.sizes`) no file is looked up one by one.
     """
     folder, _, name = path.rpartition("/")
-    if (name not in listing) if listing is not None else not storage.exists(path):
+    data = None if listing is not None and name not in listing else storage.get_if_there(path)
+    if data is None:
         return None
 
     def size(file: str) -> int | None:
         return storage.size(storage.join(folder, file)) if listing is None else listing.get(file)
 
     try:
-        body = _parse(path, storage.get(path), kind, ShardError)
+        body = _parse(path, data, kind, ShardError)
         wanted = {file: entry["bytes"] for file, entry in body.get("files", {}).items()}
         return body if all(size(file) == wanted[file] for file in wanted) else None
     except ShardError:

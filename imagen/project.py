@@ -120,12 +120,14 @@ P = TypeVar("P", bound=ProjectConfig)
 def absolute(config: P) -> P:
     """Return a config whose local paths mean the same in any process's folder."""
 
-    def full(path: str) -> str:
-        local = path and storage.is_local(path)
-        return os.path.abspath(storage.local(path)) if local else path.rstrip("/")
+    data = replace(config.data, tars=absolute_path(config.data.tars))
+    return replace(config, out=absolute_path(config.out), data=data)
 
-    data = replace(config.data, tars=full(config.data.tars))
-    return replace(config, out=full(config.out), data=data)
+
+def absolute_path(path: str) -> str:
+    """Return a path that means the same in any process's folder; "" and URLs stay as they are."""
+    local = path and storage.is_local(path)
+    return os.path.abspath(storage.local(path)) if local else path.rstrip("/")
 
 
 def check_chain(members: dict[str, MemberConfig], text: TextConfig) -> None:

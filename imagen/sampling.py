@@ -159,10 +159,12 @@ def draw(
     seeds: Sequence[int],
     on_step: Callable[[int], None],
     canvas: Canvas | None = None,
+    on_denoised: Callable[[torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Return the images (b, c, h, w) in [-1, 1] that member number `index` draws.
 
     `config.sampling` decides how; `canvas`: the picture it starts from, None for noise alone.
+    `on_denoised` is given each clean image that the network predicts on the way.
     """
     device = next(net.parameters()).device
     shape = (config.network.channels, *config.shape)
@@ -176,7 +178,7 @@ def draw(
     logsnrs = path(schedule(config.diffusion), sampling.steps, sampling.spacing, start)
     if canvas is not None and start < 1:
         x = noised(canvas.image, logsnrs[0], x)
-    denoise = denoiser(net, config, given)
+    denoise = _shown(denoiser(net, config, given), on_denoised)
     if canvas is None or canvas.mask is None:
         return run(sampling, denoise, x, logsnrs, step_noise, on_step).clamp(-1, 1)
     x0 = repaint(
@@ -184,3 +186,19 @@ def draw(
         noise=step_noise, resample=canvas.resample, on_step=on_step,
     )  # fmt: skip
     return torch.where(canvas.mask, x0.clamp(-1, 1), canvas.image)
+
+
+def _shown(
+    denoise: Callable[[torch.Tensor, float], torch.Tensor],
+    show: Callable[[torch.Tensor], None] | None,
+) -> Callable[[torch.Tensor, float], torch.Tensor]:
+    """Return `denoise`, which shows what it predicts."""
+    if show is None:
+        return denoise
+
+    def shown(xt: torch.Tensor, logsnr: float) -> torch.Tensor:
+        x0 = denoise(xt, logsnr)
+        show(x0)
+        return x0
+
+    return shown

@@ -116,12 +116,17 @@ class Writer(StorageWriter):
 
     def _publish(self, body: Mapping[str, Any]) -> None:
         """Write the manifest, unless a successor is there, who took this writer for dead."""
-        path, there = storage.join(self.folder, checkpoint.MANIFEST), storage.sizes(self.folder)
+        while not self._published(body):  # another one came between look and write: look again
+            pass
+
+    def _published(self, body: Mapping[str, Any]) -> bool:
+        path = storage.join(self.folder, checkpoint.MANIFEST)
+        before, there = storage.version_if_there(path), storage.sizes(self.folder)
         other = manifest.read_if_complete(path, checkpoint.KIND, there)
         if other is not None and not self.replace and other["files"] != body["files"]:
             for name in body["files"]:
                 storage.delete(storage.join(self.folder, name))
-            return
+            return True
         lost = [name for name, e in body["files"].items() if there.get(name) != e["bytes"]]
         if lost:
             raise StorageError(
@@ -129,7 +134,7 @@ class Writer(StorageWriter):
                 "checkpoint was complete",
                 "another start of this run has taken this one for dead; nothing is to be done",
             )
-        manifest.write(path, checkpoint.KIND, body)
+        return manifest.replace(path, checkpoint.KIND, body, before)
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:

@@ -14,7 +14,6 @@ import torch
 
 from imagen import manifest, storage
 from imagen.errors import DamagedError
-from imagen.retrying import patiently
 
 Offset = tuple[int, ...]
 
@@ -105,7 +104,7 @@ def of_whole_files(folder: str, files: Mapping[str, Mapping[str, Any]]) -> Layou
     layout = {}
     for file, entry in files.items():
         path = storage.join(folder, file)
-        data = patiently(lambda path=path: storage.get(path), path)
+        data = storage.get(path)
         manifest.check_file(path, data, entry, DamagedError)
         tensors = safetensors.torch.load(data)
         for name, (start, size) in spans(data).items():
@@ -149,7 +148,7 @@ def _requests(slices: Iterable[Slice]) -> list[list[Slice]]:
 def _fetch(folder: str, wanted: list[Slice]) -> bytes:
     path, start = storage.join(folder, wanted[0].file), wanted[0].start
     size = wanted[-1].start + wanted[-1].size - start
-    return patiently(lambda: storage.get_range(path, start, size), path)
+    return storage.get_range(path, start, size)
 
 
 def _checked(folder: str, part: Slice, data: bytes) -> bytearray:

@@ -6,9 +6,8 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 
-from imagen.errors import StorageError
-from imagen.storage import publish_local
-from imagen.store import TEMP_MARK, explained, filesystem, is_local, join, local, name
+from imagen import storage
+from imagen.store import TEMP_MARK, explained, is_local, join, local, name
 
 STAGING = os.path.join(tempfile.gettempdir(), f"imagen-staging-{os.getuid()}")
 """Where files wait that are too large for memory and on their way to a store."""
@@ -27,8 +26,7 @@ def staged(path: str, size: int) -> Iterator[str]:
         with explained("write", path if is_local(path) else temp):
             _reserve(temp, size)
         yield temp
-        with explained("write", path):
-            _publish_file(temp, path)
+        _publish_file(temp, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temp)
@@ -41,13 +39,11 @@ def _reserve(path: str, size: int) -> None:
 
 
 def _publish_file(temp: str, path: str) -> None:
-    """Publish a local file, whole: by rename, or by an upload whose size is then compared."""
-    if is_local(path):
+    """Publish a local file, whole: by rename, or by an upload that is then compared."""
+    if not is_local(path):
+        storage.upload(temp, path)
+        return
+    with explained("write", path):
         with open(temp, "rb") as file:
             os.fsync(file.fileno())
-        publish_local(temp, local(path), if_absent=False)
-        return
-    fs, inner = filesystem(path)
-    fs.put_file(temp, inner)
-    if (found := int(fs.info(inner)["size"])) != (wanted := os.stat(temp).st_size):
-        raise StorageError(f"`{path}` has {found} bytes after an upload of {wanted}")
+        storage.publish_local(temp, local(path), if_absent=False)

@@ -4,75 +4,72 @@ Paths are local or any fsspec URL (`gs://`, `s3://`, `memory://`). Files are pub
 local disk through a temporary file, fsync and rename; on an object store by uploading finished
 bytes. Nothing is ever published through an open file handle, because an exception inside
 `with fs.open(path, "wb")` makes gcsfs commit the truncated object.
+
+What a store refuses for a while is tried again by each function here, see imagen/retrying.py. What
+is in a store is looked at by imagen/objects.py.
 """
 
 import contextlib
-import functools
+import fcntl
 import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
-import google_crc32c
-
+from imagen import objects
+from imagen.checksum import crc32c as crc32c  # parts of this seam
+from imagen.checksum import crc32c_file as crc32c_file
+from imagen.checksum import crc32c_of as crc32c_of
 from imagen.errors import StorageError
-from imagen.store import TEMP_MARK, explained, filesystem, is_local, local, name
-from imagen.store import join as join  # a part of this seam
+from imagen.objects import Entry as Entry
+from imagen.retrying import patiently
+from imagen.store import TEMP_MARK, explained, filesystem, is_local, local
+from imagen.store import join as join
+from imagen.store import name as name
 
-_PIECE_BYTES = 8 * 2**20
-_TAGS = ("generation", "etag", "ETag", "crc32c", "mtime", "LastModified", "created")
-"""What stores call the thing that changes when an object is replaced."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A file as a listing shows it."""
-
-    size: int
-    version: str
-    """As `version` returns it."""
+T = TypeVar("T")
 
 
-def crc32c(data: bytes) -> str:
-    """Return the CRC-32C of `data` as 8 hex digits (the checksum GCS keeps of each object)."""
-    return crc32c_of([data])
+def _asked(action: str, path: str, ask: Callable[[Any, str], T]) -> T:
+    """Return what `ask` returns of a store's file system and the path in it; insist on it."""
 
+    def once() -> T:
+        with explained(action, path):
+            return ask(*filesystem(path))
 
-def crc32c_of(parts: Iterable[bytes]) -> str:
-    """Return the CRC-32C of `parts` laid end to end."""
-    return f"{functools.reduce(google_crc32c.extend, parts, 0):08x}"
-
-
-def crc32c_file(path: str) -> str:
-    """Return the CRC-32C of a local file of any size."""
-    with open(path, "rb") as file:
-        return crc32c_of(iter(lambda: file.read(_PIECE_BYTES), b""))
+    return patiently(once, path)
 
 
 def get(path: str) -> bytes:
     """Return the bytes of a file. Raises StorageError."""
-    with explained("read", path):
-        if is_local(path):
-            with open(local(path), "rb") as file:
-                return file.read()
-        fs, inner = filesystem(path)
-        return fs.cat_file(inner)
+    if not is_local(path):
+        return _asked("read", path, lambda fs, inner: fs.cat_file(inner))
+    with explained("read", path), open(local(path), "rb") as file:
+        return file.read()
+
+
+def get_if_there(path: str) -> bytes | None:
+    """Return the bytes of a file, None when there is none: one request where `exists` is another."""
+    try:
+        return get(path)
+    except StorageError as err:
+        if isinstance(err.__cause__, FileNotFoundError):
+            return None
+        raise
 
 
 def get_range(path: str, start: int, size: int) -> bytes:
     """Return `size` bytes from byte `start`. Raises StorageError, also when the file is shorter."""
-    with explained("read", path):
-        if is_local(path):
-            with open(local(path), "rb") as file:
-                data = os.pread(file.fileno(), size, start)
-        else:
-            fs, inner = filesystem(path)
-            data = fs.cat_file(inner, start=start, end=start + size)
+    if is_local(path):
+        with explained("read", path), open(local(path), "rb") as file:
+            data = os.pread(file.fileno(), size, start)
+    else:
+        end = start + size
+        data = _asked("read", path, lambda fs, inner: fs.cat_file(inner, start=start, end=end))
     if len(data) != size:
-        raise StorageError(f"`{path}` ends at byte {start + len(data)}, not at {start + size}")
+        ends = f"ends at byte {start + len(data)}" if data else f"ends before byte {start + 1}"
+        raise StorageError(f"`{path}` {ends}, not at {start + size}")
     return data
 
 
@@ -84,11 +81,12 @@ def put(path: str, data: bytes, *, if_absent: bool = False) -> bool:
     one with the same bytes. So writers that race put something of their own into `data`. False
     means that the file holds something else.
     """
-    with explained("write", path):
-        put_whole = _put_local if is_local(path) else _put_object
-        if put_whole(local(path), data, if_absent):
-            return True
-    return get(path) == data
+    if is_local(path):
+        with explained("write", path):
+            written = _put_local(local(path), data, if_absent)
+    else:
+        written = _asked("write", path, lambda fs, p: objects.put(fs, p, data, if_absent))
+    return written or get_if_there(path) == data
 
 
 def _put_local(path: str, data: bytes, if_absent: bool) -> bool:
@@ -115,9 +113,18 @@ def publish_local(temp: str, path: str, if_absent: bool) -> bool:
         except FileExistsError:
             return False
     else:
+        _make_newer(temp, path)
         os.replace(temp, path)
     _sync_folder(os.path.dirname(path) or ".")
     return True
+
+
+def _make_newer(temp: str, path: str) -> None:
+    """Let a file be newer than the one it replaces: disks keep times in ticks of milliseconds."""
+    with contextlib.suppress(FileNotFoundError):
+        old, new = os.stat(path).st_mtime_ns, os.stat(temp)
+        if new.st_mtime_ns <= old < new.st_mtime_ns + 10**9:
+            os.utime(temp, ns=(new.st_atime_ns, old + 1))
 
 
 def _sync_folder(folder: str) -> None:
@@ -128,35 +135,49 @@ def _sync_folder(folder: str) -> None:
         os.close(handle)
 
 
-def _put_object(path: str, data: bytes, if_absent: bool) -> bool:
-    """Return False when `if_absent` and the file is there, perhaps by our own lost request."""
-    fs, inner = filesystem(path)
-    if not if_absent:
-        fs.pipe_file(inner, data)
-        return True
+def replace(path: str, data: bytes, version: str | None) -> bool:
+    """Publish `data` at `path` if the file still has the `version` that was read; None: no file.
+
+    For what several may change: read `version`, then the file, then replace it. True means that
+    the file holds exactly `data`, as `put` has it; False that another one came first. Stores other
+    than `gs://` look and then write: a writer between the two loses.
+    """
+    if version is None:
+        return put(path, data, if_absent=True)
+    if is_local(path):
+        with explained("write", path):
+            written = _replace_local(local(path), data, version)
+    else:
+        written = _asked("write", path, lambda fs, p: objects.replace(fs, p, data, version))
+    return written or get_if_there(path) == data
+
+
+def _replace_local(path: str, data: bytes, version: str) -> bool:
+    """Return False when the file has another version; the folder is locked meanwhile."""
+    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
     try:
-        fs.pipe_file(inner, data, mode="create")
-    except FileExistsError:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        return _local_version(path) == version and _put_local(path, data, if_absent=False)
+    except FileNotFoundError:
         return False
-    return True
+    finally:
+        os.close(folder)
 
 
 def exists(path: str) -> bool:
     """Tell whether a file is there, past every listing cache."""
+    if not is_local(path):
+        return _asked("look up", path, objects.is_file)
     with explained("look up", path):
-        if is_local(path):
-            return os.path.isfile(local(path))
-        fs, inner = filesystem(path)
-        return fs.isfile(inner)
+        return os.path.isfile(local(path))
 
 
 def size(path: str) -> int:
     """Return the size of a file in bytes. Raises StorageError when it does not exist."""
+    if not is_local(path):
+        return _asked("look up", path, lambda fs, inner: int(fs.info(inner)["size"]))
     with explained("look up", path):
-        if is_local(path):
-            return os.stat(local(path)).st_size
-        fs, inner = filesystem(path)
-        return int(fs.info(inner)["size"])
+        return os.stat(local(path)).st_size
 
 
 def version(path: str) -> str:
@@ -164,31 +185,37 @@ def version(path: str) -> str:
 
     Size and time of change on a local disk, size and the store's own tag elsewhere.
     """
+    if not is_local(path):
+        return _asked("look up", path, lambda fs, inner: objects.version(fs.info(inner)))
     with explained("look up", path):
-        if is_local(path):
-            stat = os.stat(local(path))
-            return f"{stat.st_size}-{stat.st_mtime_ns}"
-        fs, inner = filesystem(path)
-        return _version(fs.info(inner))
+        return _local_version(local(path))
 
 
-def _version(info: Mapping[str, Any]) -> str:
-    tag = next((info[t] for t in _TAGS if info.get(t)), "")
-    # memory:// lists a time as a date, and looks it up as a number
-    return f"{info['size']}-{tag.timestamp() if isinstance(tag, datetime) else tag}"
+def _local_version(path: str) -> str:
+    return _version(os.stat(path))
+
+
+def _version(stat: os.stat_result) -> str:
+    return f"{stat.st_size}-{stat.st_mtime_ns}"
+
+
+def version_if_there(path: str) -> str | None:
+    """Return the `version` of a file, None when there is none: what `replace` wants."""
+    try:
+        return version(path)
+    except StorageError as err:
+        if isinstance(err.__cause__, FileNotFoundError):
+            return None
+        raise
 
 
 def listdir(path: str) -> list[str]:
     """Return the sorted names in a folder, temporary files left out; [] when there is none."""
-    with explained("list", path):
-        if is_local(path):
+    if not is_local(path):
+        names = _asked("list", path, objects.names)
+    else:
+        with explained("list", path):
             names = os.listdir(local(path)) if os.path.isdir(local(path)) else []
-        else:
-            fs, inner = filesystem(path)
-            try:
-                names = [name(entry) for entry in fs.ls(inner, detail=False)]
-            except FileNotFoundError:
-                names = []
     return sorted(n for n in names if n and TEMP_MARK not in n)
 
 
@@ -197,22 +224,24 @@ def scan(path: str) -> dict[str, Entry]:
 
     A store is asked once for a page of names, not once for each file. Temporary files are left out.
     """
-    with explained("list", path):
-        found = _scan_local(local(path)) if is_local(path) else _scan_remote(path)
+    if not is_local(path):
+        found = _asked("list", path, objects.scan)
+    else:
+        with explained("list", path):
+            found = _scan_local(local(path))
     return {n: found[n] for n in sorted(found) if n and TEMP_MARK not in n}
 
 
 def sizes(path: str) -> dict[str, int]:
     """Return the sizes of the files of a folder by name: `scan` without versions."""
+    if not is_local(path):
+        return {n: entry.size for n, entry in scan(path).items()}
     with explained("list", path):
-        if not is_local(path):
-            return {n: entry.size for n, entry in _scan_remote(path).items() if TEMP_MARK not in n}
         return {n: stat.st_size for n, stat in _stats(local(path)) if TEMP_MARK not in n}
 
 
 def _scan_local(path: str) -> dict[str, Entry]:
-    stats = _stats(path)
-    return {n: Entry(s.st_size, f"{s.st_size}-{s.st_mtime_ns}") for n, s in stats}
+    return {n: Entry(stat.st_size, _version(stat)) for n, stat in _stats(path)}
 
 
 def _stats(path: str) -> Iterator[tuple[str, os.stat_result]]:
@@ -228,26 +257,13 @@ def _stats(path: str) -> Iterator[tuple[str, os.stat_result]]:
                 continue  # a writer's temporary file that went
 
 
-def _scan_remote(path: str) -> dict[str, Entry]:
-    fs, inner = filesystem(path)
-    try:
-        infos = fs.ls(inner, detail=True)
-    except FileNotFoundError:
-        return {}
-    files = (info for info in infos if info["type"] == "file")
-    return {name(info["name"]): Entry(int(info["size"]), _version(info)) for info in files}
-
-
 def delete(path: str) -> None:
     """Delete one file; a missing one is fine. Delete a manifest before the files it lists."""
-    with explained("delete", path):
-        if is_local(path):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(local(path))
-            return
-        fs, inner = filesystem(path)
-        with contextlib.suppress(FileNotFoundError):
-            fs.rm_file(inner)
+    if not is_local(path):
+        _asked("delete", path, objects.delete)
+        return
+    with explained("delete", path), contextlib.suppress(FileNotFoundError):
+        os.unlink(local(path))
 
 
 def delete_folder(path: str) -> None:
@@ -273,6 +289,9 @@ def sweep_temporary(folder: str, older_than_s: float = 3600.0) -> int:
 
 def download(path: str, target: str) -> None:
     """Write a remote file to the local path `target`, piece by piece. Raises StorageError."""
-    with explained("read", path):
-        fs, inner = filesystem(path)
-        fs.get_file(inner, target)
+    _asked("read", path, lambda fs, inner: objects.download(fs, inner, target))
+
+
+def upload(source: str, path: str) -> None:
+    """Publish a local file of any size at a remote path, whole. Raises StorageError."""
+    _asked("write", path, lambda fs, inner: objects.upload(fs, inner, source))

@@ -15,6 +15,8 @@ from imagen.retrying import PATIENT, Patience, patiently
 
 REMOTE_EVERY_S = 10.0
 """An object store cannot append: a remote log is published whole, at most this often."""
+HASTY = Patience(deadline_s=5.0)
+"""How long a line that is written insists: it is kept, and comes with the next ones."""
 CLOSING_S = 30.0
 """How long closing a log waits for another thread that publishes it."""
 
@@ -30,9 +32,8 @@ class JsonLog:
         self._published = time.monotonic()
         if storage.is_local(path):
             self._open_local(storage.local(path))
-        elif storage.exists(path):
-            before = storage.get(path)
-            self._lines.append(before if before.endswith(b"\n") or not before else before + b"\n")
+        elif before := storage.get_if_there(path):
+            self._lines.append(before if before.endswith(b"\n") else before + b"\n")
 
     def _open_local(self, path: str) -> None:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
@@ -56,7 +57,7 @@ class JsonLog:
             with contextlib.ExitStack() as stack:
                 stack.callback(self._publishing.release)
                 stack.enter_context(contextlib.suppress(StorageError))  # the lines are kept
-                self._publish()
+                patiently(self._publish, self.path, HASTY)
 
     def flush(self, patience: Patience = PATIENT) -> None:
         """Publish everything that was written, now; any thread. Raises StorageError."""
@@ -81,7 +82,7 @@ class JsonLog:
             if self._local is not None:
                 self._local.close()
             else:
-                self._publish()
+                patiently(self._publish, self.path, Patience(deadline_s=CLOSING_S))
         finally:
             if alone:
                 self._publishing.release()
@@ -100,7 +101,7 @@ def _finite(value: Any) -> Any:
 
 def read(path: str) -> list[dict[str, Any]]:
     """Return the events of a log, [] when there is none; torn lines of killed writers left out."""
-    return list(parse(storage.get(path))) if storage.exists(path) else []
+    return list(parse(storage.get_if_there(path) or b""))
 
 
 class Follower:

@@ -1,11 +1,10 @@
 """Which member of which config to train, and from what data."""
 
-import os
-import tempfile
 from dataclasses import dataclass
 from typing import Any
 
 from imagen import storage
+from imagen.data import shard_cache
 from imagen.data.embeddings import EmbeddingSet
 from imagen.data.order import Order
 from imagen.data.prepared import Prepared
@@ -15,7 +14,7 @@ from train import data, rundir
 from train.attempts import Launch
 from train.config import TrainConfig, TrainStageConfig
 
-CACHE = os.path.join(tempfile.gettempdir(), f"imagen-cache-{os.getuid()}")
+CACHE = shard_cache.FOLDER
 """Local copies of remote tars and embeddings; local data sets are read in place."""
 
 

@@ -235,4 +235,4 @@ class Keeper:
             "code_version": imagen.__version__,
         }
         path = storage.join(self.job.run_dir, rundir.MANIFEST)
-        patiently(lambda: manifest.write(path, rundir.KIND, body), path)
+        manifest.write(path, rundir.KIND, body)

@@ -2,13 +2,11 @@
 
 import math
 import threading
-from functools import partial
 from typing import Self
 
 from imagen import storage
 from imagen.data.shard_cache import NoRoomError, Remote
 from imagen.errors import ConfigError, ShardError, StorageError
-from imagen.retrying import patiently
 from train.config import TrainConfig
 from train.job import Inputs
 
@@ -26,10 +24,10 @@ def is_remote(inputs: Inputs) -> bool:
 
 def remotes(inputs: Inputs, shard: int) -> list[Remote]:
     """Return the remote files of a shard: its tar, its token matrix."""
-    sources = [(inputs.prepared.index_dir, inputs.prepared.remote)]
+    sources = [inputs.prepared.remote]
     if inputs.embeddings is not None:
-        sources.append((inputs.embeddings.folder, inputs.embeddings.remote))
-    found = (patiently(partial(remote, shard), folder) for folder, remote in sources)
+        sources.append(inputs.embeddings.remote)
+    found = (remote(shard) for remote in sources)
     return [remote for remote in found if remote is not None]
 
 

@@ -166,6 +166,8 @@ def scalars(result: dict[str, Any]) -> dict[str, float]:
             ("loss", weights),
             ("without_captions", f"{weights}_without_captions"),
             ("caption_gap", f"{weights}_caption_gap"),
+            ("shuffled_captions", f"{weights}_shuffled_captions"),
+            ("shuffle_gap", f"{weights}_shuffle_gap"),
         ):
             curves[name] = told.get(key, {}).get("mean")
         for part in told.get("bins", []):

@@ -13,7 +13,6 @@ import torch.distributed as dist
 from imagen import checkpoint, sharded
 from imagen.checkpoint import Contents
 from imagen.errors import ImagenError
-from imagen.retrying import patiently
 from train import retention
 from train.job import Job
 from train.loop import World
@@ -95,7 +94,7 @@ class Saver:
             seconds = time.perf_counter() - began
             self._saved.append(Saved(images_seen, reason, seconds, waited_s))
             if self.world.rank == 0:
-                patiently(lambda: self._tidy(images_seen), self.job.checkpoints)
+                self._tidy(images_seen)
 
         self._start(task)
 

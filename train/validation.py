@@ -2,14 +2,15 @@
 
 All snapshots of a run see the same samples with the same noise at the same times, one stratum each,
 so what differs between them is the weights. Pictures are whole and as they are, neither mirrored
-nor, mostly, cropped; captions are all there, or all left out: the difference tells how much the
-text is used. Everything is computed in float32. Members that are trained on crops (`crop_px`) are
-validated on the crop in the middle: whole pictures are what their memory is too small for.
+nor, mostly, cropped; captions are all there, or all left out, or each sample has another one's: the
+differences tell how much the text is used. Everything is computed in float32. Members that are
+trained on crops (`crop_px`) are validated on the crop in the middle: whole pictures are what their
+memory is too small for.
 """
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from itertools import pairwise
 from typing import Any
@@ -29,7 +30,7 @@ from train.crops import Crops
 from train.data import SELF_CONDITIONED, pad
 from train.heldout import HeldOut, Sample
 
-VERSION = 1
+VERSION = 2
 """Raise it when the numbers change: results of another version are made again."""
 EDGES = tuple(np.arange(-10.0, 10.1, 2.5).tolist())
 """Between the bins of log-SNR; the first and the last one are open."""
@@ -46,6 +47,7 @@ class Draw(IntEnum):
     AUG_LEVEL = 84
     AUG_NOISE = 85
     SELF_COND = 86
+    OTHER_CAPTION = 87
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +63,33 @@ class Course:
     batch: int
     """Images of a forward pass; the losses do not depend on it."""
 
-    def batches(self, bad: Counter[str]) -> Iterator[TrainBatch]:
-        """Yield the samples batch by batch; `bad` counts those left out, by reason."""
+    def batches(self, bad: Counter[str]) -> Iterator[tuple[TrainBatch, TrainBatch | None]]:
+        """Yield the samples batch by batch, and the same with other samples' captions.
+
+        None where there are no captions, or only one; `bad` counts samples left out, by reason.
+        """
         for start in range(0, self.count, self.batch):
             numbers = range(start, min(start + self.batch, self.count))
             found = [self.heldout.read(number) for number in numbers]
             bad.update(sample.reason for sample in found if isinstance(sample, Bad))
             samples = [sample for sample in found if isinstance(sample, Sample)]
             if samples:
-                yield self._batch(samples)
+                batch = self._batch(samples)
+                yield batch, self._shuffled(batch, samples)
+
+    def _shuffled(self, batch: TrainBatch, samples: list[Sample]) -> TrainBatch | None:
+        """Return a batch in which each sample has the caption of another one.
+
+        All samples stand in one circle, each takes the caption of the next. Where that says the
+        same, the difference to the loss with the right captions is smaller than it should be.
+        """
+        tokens = self.heldout.tokens
+        if tokens is None or self.count < 2:
+            return None
+        circle = permutation(self.count, self.seed, Draw.OTHER_CAPTION)
+        following = dict(zip(circle.tolist(), np.roll(circle, -1).tolist(), strict=True))
+        places = [self.heldout.places[following[sample.number]] for sample in samples]
+        return replace(batch, text=_padded([tokens(*place) for place in places]))
 
     def _batch(self, samples: list[Sample]) -> TrainBatch:
         numbers = [sample.number for sample in samples]
@@ -119,8 +139,10 @@ class Course:
 
 def _text(samples: list[Sample]) -> Any:
     rows = [sample.tokens for sample in samples if sample.tokens is not None]
-    if not rows:
-        return None
+    return _padded(rows) if rows else None
+
+
+def _padded(rows: list[npt.NDArray[np.float16]]) -> Any:
     return pad(torch.from_numpy(np.concatenate(rows)), torch.tensor([len(row) for row in rows]))
 
 
@@ -133,6 +155,8 @@ class Losses:
     """As the member is sampled: with the caption, if it takes any."""
     without: Float64 | None
     """With all captions left out; None for members without text."""
+    shuffled: Float64 | None
+    """With the caption of another sample; None for members without text, or a single sample."""
     bad: dict[str, int]
     """Samples left out, by reason."""
 
@@ -141,14 +165,18 @@ class Losses:
 def losses(net: nn.Module, course: Course) -> Losses:
     """Return the losses of a network, which is in eval mode."""
     bad, rows, device = Counter[str](), [], next(net.parameters()).device
-    for batch in course.batches(bad):
+    for batch, shuffled in course.batches(bad):
         moved = _moved(batch, device)
         row = [train_logsnr(course.member.diffusion, batch.t), loss(net, course.member, moved)]
         if batch.text is not None:
             row.append(loss(net, course.member, _moved(batch, device, keep=0.0)))
+        if shuffled is not None:
+            row.append(loss(net, course.member, _moved(shuffled, device)))
         rows.append([values.double().cpu().numpy() for values in row])
     columns = [np.concatenate(column) for column in zip(*rows, strict=True)] or [np.zeros(0)] * 2
-    return Losses(columns[0], columns[1], columns[2] if len(columns) > 2 else None, dict(bad))
+    captioned, *others = columns[1:]
+    without, shuffled_captions = [*others, None, None][:2]
+    return Losses(columns[0], captioned, without, shuffled_captions, dict(bad))
 
 
 def _moved(batch: TrainBatch, device: torch.device, keep: float = 1.0) -> TrainBatch:
@@ -181,6 +209,10 @@ def summary(found: Losses) -> dict[str, Any]:
         told["without_captions"] = mean(found.without)
         told["bins_without_captions"] = bins(found.logsnr, found.without)
         told["caption_gap"] = mean(found.without - found.captioned)  # of pairs: a small error
+    if found.shuffled is not None:
+        told["shuffled_captions"] = mean(found.shuffled)
+        told["bins_shuffled_captions"] = bins(found.logsnr, found.shuffled)
+        told["shuffle_gap"] = mean(found.shuffled - found.captioned)
     return told
 
 

@@ -77,7 +77,10 @@ def add_shared(command: argparse.ArgumentParser) -> None:
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="of networks (default fp32)")
     add("--encoder", metavar="DIR", help="folder of the text encoder, if it lies elsewhere here")
     add("--members", action="store_true", help="show what every member made, in labelled grids")
-    add("--overwrite", action="store_true", help="replace files that are there")
+    over = command.add_mutually_exclusive_group()
+    over.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    text = "go on with a folder of pictures: make those that are not there"
+    over.add_argument("--resume", action="store_true", help=text)
 
 
 def wanted(args: argparse.Namespace) -> list[Wanted]:

@@ -28,6 +28,7 @@ BATCH_IMAGES = 16
 class Described:
     """What a cascade's manifest says, known before any weights are read."""
 
+    fingerprint: str
     members: "dict[str, MemberConfig]"
     provenances: dict[str, dict[str, Any]]
 
@@ -51,41 +52,65 @@ def describe(folder: str) -> Described:
             f"`{folder}` is no cascade: it has no {MANIFEST}",
             "`python -m eval CONFIG` assembles one from trained members",
         )
-    body = manifest.read(path, "cascade", CheckpointError)["members"]
+    whole = manifest.read(path, "cascade", CheckpointError)
+    body = whole["members"]
     members = {name: build(MemberConfig, entry["config"], path) for name, entry in body.items()}
-    return Described(members, {name: entry["provenance"] for name, entry in body.items()})
+    provenances = {name: entry["provenance"] for name, entry in body.items()}
+    return Described(whole["fingerprint"], members, provenances)
 
 
 def make(args: argparse.Namespace, editing: Editing | None = None) -> None:
     """Sample as the command line says; print the path of each picture."""
     images = wanted(args)
     outputs = output.plan(images, args.out, args.count, args.members)
-    if not args.overwrite:
+    if args.resume:
+        output.check_resumable(outputs)
+    elif not args.overwrite:
         output.refuse_overwriting(outputs)
     chosen = options(args)
     described = describe(args.cascade)
     _check_names(args, described)
     edit, told = editing(described) if editing is not None else (None, None)
     resolved = _resolve(images, described, chosen, edit)
-    cascade, device = _load(args)
-    start = time.monotonic()
-    made = sample(cascade, images, chosen, edit, list(resolved))
+    asked = {"sampling": resolved, "negative": chosen.negative, "precision": chosen.precision}
+    if args.resume:
+        outputs = output.left(outputs, images, described.fingerprint, asked)
+    cascade, device = _load(args) if outputs else (None, "")
     facts = {
         "command": ["imagen", *args.words],
-        "negative": chosen.negative,
-        "precision": chosen.precision,
+        **asked,
         "edit": told,
-        "sampling": resolved,
         "cascade_path": args.cascade,
         "code_version": imagen.__version__,
         "device": device,
-        "seconds": round(time.monotonic() - start, 3),
         "images_sampled": len(images),
-        "cascade": cascade.provenance,
     }
+    if cascade is not None:
+        _write(cascade, outputs, images, chosen, edit, facts)
+
+
+def _write(
+    cascade: "Cascade",
+    outputs: Sequence[output.Output],
+    images: Sequence[Wanted],
+    chosen: "SampleOptions",
+    edit: "Edit | None",
+    facts: Mapping[str, Any],
+) -> None:
+    """Sample and write pictures batch by batch: who stops it keeps those that are finished."""
+    numbers = [i for out in outputs for i in out.images]
+    members = len(facts["sampling"])
+    groups = [outputs[i : i + BATCH_IMAGES] for i in range(0, len(outputs), BATCH_IMAGES)]
+    with _progress(len(numbers), members) as on_step:
+        for group in groups:
+            start = time.monotonic()
+            mine = [i for out in group for i in out.images]
+            made = sample(cascade, {i: images[i] for i in mine}, chosen, edit, on_step)
+            took = {"seconds": round(time.monotonic() - start, 3), "cascade": cascade.provenance}
+            for out in group:
+                storage.put(out.path, output.draw(out, images, made))
+                storage.put(out.record, output.record(out, images, {**facts, **took}))
     for out in outputs:
-        storage.put(out.path, output.draw(out, images, made))
-        storage.put(out.record, output.record(out, images, facts))
         print(out.path)
 
 
@@ -143,21 +168,22 @@ def _load(args: argparse.Namespace) -> "tuple[Cascade, str]":
 
 def sample(
     cascade: "Cascade",
-    images: Sequence[Wanted],
+    images: Mapping[int, Wanted],
     chosen: "SampleOptions",
     edit: "Edit | None",
-    running: Sequence[str],
-) -> Mapping[str, list[np.ndarray]]:
-    """Return the pictures of each running member, uint8 (h, w, c), in the order of `images`."""
+    on_step: Callable[[str, int, int], None],
+) -> dict[str, dict[int, np.ndarray]]:
+    """Return the pictures of each member that runs, uint8 (h, w, c), by the numbers of `images`."""
     from imagen.data.images import to_uint8
 
-    made: dict[str, list[np.ndarray]] = {name: [] for name in running}
-    with _progress(len(images), len(running)) as on_step:
-        for start in range(0, len(images), BATCH_IMAGES):
-            batch = images[start : start + BATCH_IMAGES]
-            prompts, seeds = [i.prompt for i in batch], [i.seed for i in batch]
-            for name, x0 in cascade.sample(prompts, seeds, chosen, on_step, edit).items():
-                made[name].extend(to_uint8(x0).permute(0, 2, 3, 1).cpu().numpy())
+    made: dict[str, dict[int, np.ndarray]] = {}
+    numbers = list(images)
+    for start in range(0, len(numbers), BATCH_IMAGES):
+        batch = numbers[start : start + BATCH_IMAGES]
+        prompts, seeds = [images[i].prompt for i in batch], [images[i].seed for i in batch]
+        for name, x0 in cascade.sample(prompts, seeds, chosen, on_step, edit).items():
+            pictures = to_uint8(x0).permute(0, 2, 3, 1).cpu().numpy()
+            made.setdefault(name, {}).update(zip(batch, pictures, strict=True))
     return made
 
 

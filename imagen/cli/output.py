@@ -67,7 +67,42 @@ def refuse_overwriting(outputs: Sequence[Output]) -> None:
         )
 
 
-def draw(output: Output, images: Sequence[Wanted], made: Mapping[str, list[np.ndarray]]) -> bytes:
+def check_resumable(outputs: Sequence[Output]) -> None:
+    """Raise ConfigError unless every image gets a file of its own."""
+    if len(outputs) == 1 and len(outputs[0].images) > 1:
+        raise ConfigError(
+            f"--resume wants a folder, `{outputs[0].path}` is one grid of all images",
+            "use --out FOLDER/",
+        )
+
+
+def left(
+    outputs: Sequence[Output], images: Sequence[Wanted], cascade: str, asked: Mapping[str, Any]
+) -> list[Output]:
+    """Return the outputs that are not there yet.
+
+    `cascade`: its fingerprint; `asked`: what else decides the pictures, as records have it. Raises
+    StorageError when what is there was made otherwise.
+    """
+    waiting = []
+    for out in outputs:
+        if not (storage.exists(out.path) and storage.exists(out.record)):
+            waiting.append(out)
+            continue
+        said = json.loads(storage.get(out.record))
+        mine = json.loads(record(out, images, asked))
+        same = all(said.get(key) == value for key, value in mine.items())
+        if not same or said.get("cascade", {}).get("fingerprint") != cascade:
+            raise StorageError(
+                f"`{out.path}` was made by another command; nothing was sampled",
+                "repeat the command that began it, or choose another --out",
+            )
+    return waiting
+
+
+def draw(
+    output: Output, images: Sequence[Wanted], made: Mapping[str, Mapping[int, np.ndarray]]
+) -> bytes:
     """Return the PNG of one output: exact pixels of a single image, else a labelled grid."""
     shown = list(made) if output.members else list(made)[-1:]
     if len(output.images) * len(shown) == 1:

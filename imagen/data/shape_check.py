@@ -58,7 +58,12 @@ class Verdicts:
 
 def check(image: npt.NDArray[np.uint8] | Image.Image, scene: Scene) -> Verdicts:
     """Return what of a scene an RGB picture, uint8 (h, w, 3) or of Pillow, shows right."""
-    found, wanted = find(image), scene.things
+    return compare(find(image), scene)
+
+
+def compare(found: list[Found], scene: Scene) -> Verdicts:
+    """Return what of a scene the things that were found in a picture show right."""
+    wanted = scene.things
     seen = [f.thing for f in found]
 
     def same(attribute: str) -> bool:

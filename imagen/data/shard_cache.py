@@ -25,6 +25,7 @@ import hashlib
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -35,11 +36,15 @@ from imagen.errors import ConfigError, ShardError
 from imagen.retrying import PATIENT, Patience, patiently
 
 T = TypeVar("T")
+FOLDER = os.path.join(tempfile.gettempdir(), f"imagen-cache-{os.getuid()}")
+"""Where the copies of a machine are; what was in place once serves the next job, too."""
 
 _DOWNLOAD = f"{store.TEMP_MARK}download"
 _NAME = re.compile(rf"[0-9a-f]+-([0-9]+)-[0-9a-f]{{16}}({re.escape(_DOWNLOAD)})?")
 _SLOWEST = 10**6
 """Bytes a second: a download is left behind after the time that this would take, and more."""
+_BRIEFLY_S = 5.0
+"""How much more for a file that is not needed yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +94,8 @@ class ShardCache:
     def fetch(self, remote: Remote, *, needed: bool = True) -> str:
         """Return the path of the local copy, which is downloaded once for all processes.
 
-        One that is not `needed` yet takes only room that no process has pinned, and is tried once.
+        One that is not `needed` yet takes only room that no process has pinned, and is insisted on
+        briefly.
         Raises as `use`.
         """
         target = self.path(remote)
@@ -264,11 +270,9 @@ def _download(remote: Remote, lock: int, target: str, patient: bool) -> None:
 
 
 def _get(remote: Remote, temp: str, patient: bool) -> None:
-    """Write a remote file to `temp`; insist on it where it is needed now."""
-    if not patient:
-        storage.download(remote.url, temp)
-        return
-    patience = Patience(PATIENT.deadline_s + remote.size / _SLOWEST)
+    """Write a remote file to `temp`; insist on it for long where it is needed now."""
+    waits_s = PATIENT.deadline_s if patient else _BRIEFLY_S
+    patience = Patience(waits_s + remote.size / _SLOWEST)
     patiently(lambda: storage.download(remote.url, temp), remote.url, patience)
 
 

@@ -3,9 +3,9 @@ from collections import Counter
 import pytest
 
 from eval.config import EvalSection
-from eval.prompts import Item, grid_rows, items
+from eval.prompts import HELDOUT_PAIRS, Item, grid_rows, items
 from imagen import storage
-from imagen.data import digits
+from imagen.data import digits, shapes
 from imagen.errors import ConfigError
 
 
@@ -19,6 +19,17 @@ def test_digit_prompts_are_balanced_over_digits_and_use_every_phrasing():
 def test_every_image_has_its_own_seed():
     chosen = items(EvalSection(count=30, seed=7))
     assert [item.seed for item in chosen] == list(range(7, 37))
+
+
+def test_shape_prompts_are_scenes_of_trained_and_held_out_pairs_by_turns():
+    chosen = items(EvalSection(prompts="shapes", judge="shapes", count=200))
+    assert chosen == items(EvalSection(prompts="shapes", judge="shapes", count=200))
+    assert Counter(Counter(item.prompt for item in chosen).values())[4] >= 45  # some are alike
+    sides = (shapes.training_pairs(HELDOUT_PAIRS), shapes.heldout_pairs(HELDOUT_PAIRS))
+    for i, item in enumerate(chosen[:50]):
+        for thing in shapes.parse(item.prompt).things:
+            assert (thing.colour, thing.shape) in sides[i % 2]
+    assert items(EvalSection(prompts="shapes", judge="shapes", count=1))[0] == chosen[0]
 
 
 def test_prompts_of_a_file_take_turns(tmp_path):

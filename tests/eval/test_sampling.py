@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from eval import sampling
+from eval import sampled, sampling
 from eval.prompts import Item
 from imagen import storage
 from imagen.cascade import SampleOptions
@@ -23,14 +23,27 @@ def test_chunks_cover_the_items_in_order_and_their_names_tell_what_decides_the_i
 
 
 @pytest.mark.parametrize("names", [("base", "sr1", "sr2"), ("sr2", "base", "sr1")])
-def test_members_come_back_in_the_order_of_the_cascade_whatever_the_files_say(names, tmp_path):
-    items = [Item("seven", i) for i in range(12)]
+def test_images_are_read_in_the_order_of_the_items_a_chunk_at_a_time(names, tmp_path, monkeypatch):
+    items = [Item("seven", i) for i in range(32)]
     work = sampling.chunks(str(tmp_path), items, "cascade", SampleOptions())
     for chunk in work:
         seeds = np.array([item.seed for item in chunk.items], np.uint8)
         arrays = {n: np.tile(seeds[:, None, None, None], (1, 1, 2, 2)) for n in names}
         storage.put(chunk.path, safetensors.numpy.save(arrays))
-    images = sampling.read(work, names)
-    assert tuple(images) == names
-    for rows in images.values():
-        assert [int(image[0, 0, 0]) for image in rows] == list(range(12))
+    reads = []
+    get = storage.get
+    monkeypatch.setattr(storage, "get", lambda path: reads.append(path) or get(path))
+    images = sampled.ChunkImages(work, names[0])
+    assert [int(image[0, 0, 0]) for image in images] == list(range(32))
+    assert len(reads) == 4
+    assert int(images[-1][0, 0, 0]) == 31
+    assert [int(image[0, 0, 0]) for image in images[8:12]] == [8, 9, 10, 11]
+    with pytest.raises(IndexError):
+        images[32]
+
+
+def test_an_actor_takes_a_gpu_where_there_are_any_and_nodes_of_its_own_where_they_are_named():
+    assert sampling.actors({"CPU": 4.0}, 9) == (4, {"num_cpus": 1})
+    assert sampling.actors({"CPU": 64.0, "GPU": 8.0}, 3) == (3, {"num_gpus": 1})
+    fenced = {"CPU": 4.0, "imagen_eval": 1.0}
+    assert sampling.actors(fenced, 9)[1] == {"num_cpus": 1, "resources": {"imagen_eval": 0.001}}

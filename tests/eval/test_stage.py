@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval import evaluation, sampling, stage
-from eval.inputs import gather
+from eval import sampled, sampling, stage
 from eval.prompts import items
 from imagen import cascade, storage
-from imagen.text.encoder import encoder_fingerprint
+from imagen.data.images import to_uint8
 
 ROOT = Path(__file__).parents[2]
-SLOW = {"count": 60, "steps": 30}  # long enough to be killed in the middle
+SLOW = {"count": 60, "steps": 30, "sweeps": {"guidance": [0, 2], "count": 10}}
+# long enough to be killed in the middle
 
 
 def start(path, *words):
@@ -55,7 +55,7 @@ def finished(tiny, tmp_path_factory):
 
 
 def only_folder(config):
-    (folder,) = [n for n in storage.listdir(config.evals) if not n.startswith(".")]
+    (folder,) = [n for n in storage.listdir(config.evals) if n[:12].isdigit()]
     return Path(config.evals) / folder
 
 
@@ -71,10 +71,18 @@ def test_evaluation_writes_grid_metrics_and_report(finished):
     config, _, out, err = finished
     folder = only_folder(config)
     assert folder.name.startswith(f"{640:012d}-")
-    with Image.open(folder / "grid.png") as grid:
-        assert grid.width > 300
-    assert "tiny digits: evaluation" in (folder / "report.html").read_text()
+    for name in ("grid.png", "sweep-guidance.png", "nearest.png", "denoising.webp"):
+        with Image.open(folder / name) as picture:
+            assert picture.width > 100, name
+    assert "tiny digits" in (Path(config.evals) / "report.html").read_text()
     body = numbers(config)
+    lines = [json.loads(line) for line in (folder / "images.jsonl").read_text().splitlines()]
+    assert [line["seed"] for line in lines] == list(range(1000, 1060))
+    right = sum(line["right"] for line in lines)
+    assert right == body["digit_accuracy"]["hits"]
+    assert [point["value"] for point in body["sweeps"]["guidance"]] == [0, 2]
+    assert all("accuracy" in point for point in body["sweeps"]["guidance"])
+    assert body["distribution"]["pca"]["fd"]["value"] > 0
     assert body["digit_accuracy"]["n"] == 60
     assert list(body["members"]) == ["base", "sr1"]
     assert body["memorisation"]["heldout"]["n"] > 20
@@ -87,20 +95,15 @@ def test_evaluation_writes_grid_metrics_and_report(finished):
 @pytest.mark.slow
 def test_samples_of_the_actors_are_those_of_the_library(finished):
     config = finished[0]
-    work = sampling.chunks(
-        str(only_folder(config) / "samples"),
-        items(config.eval),
-        stage._assembled(config),
-        config.eval.options,
-    )
-    images = sampling.read(work, config.members)
+    work = stage.Found.of(config).evaluation.chunks
     item = items(config.eval)[37]
     loaded = cascade.Cascade.load(config.cascade)
     alone = loaded.sample([item.prompt], [item.seed], config.eval.options)
     for name, x0 in alone.items():
-        mine = images[name][37][:, :, 0].astype(int)
-        theirs = ((x0[0, 0].numpy() + 1) * 127.5).round()
-        assert np.abs(mine - theirs).max() <= 1
+        images = sampled.ChunkImages(work, name)
+        assert len(images) == 60
+        theirs = to_uint8(x0)[0].permute(1, 2, 0).numpy().astype(int)
+        assert np.abs(images[37].astype(int) - theirs).max() <= 1
 
 
 @pytest.mark.cluster
@@ -111,10 +114,7 @@ def test_a_second_run_says_done_and_touches_nothing(finished):
     code, out, _ = evaluate(path)
     assert code == 0
     assert out.startswith("eval: done already, 60 images, digit accuracy")
-    after = times(config.out)
-    assert {p: t for p, t in after.items() if p.name != ".lock"} == {
-        p: t for p, t in before.items() if p.name != ".lock"
-    }
+    assert times(config.out) == before
 
 
 @pytest.mark.cluster
@@ -156,17 +156,13 @@ def test_newer_members_make_the_evaluation_stale_until_it_is_run_again(finished,
     assert stage.state(config).status == "stale"
 
 
-def sample_here(project):
-    """Assemble and sample in this process, without Ray; return the evaluation's folder."""
-    found, text = gather(project), project.text
-    fingerprint = cascade.assemble(
-        project.cascade, found.snapshots, text, encoder_fingerprint(text)
-    )
-    folder = stage.folder_of(project, found)
-    sampler = sampling.Sampler(project.cascade, project.eval.options)
-    for chunk in evaluation.chunks(project, folder, fingerprint):
-        assert sampler.sample(chunk) == len(chunk.items)
-    return folder
+def sample_here(project, lineup=None):
+    """Sample in this process, without Ray; return the evaluation's folder."""
+    found = stage.Found.of(project, lineup).evaluation
+    sampler = sampling.Sampler(found.source)
+    for task in found.tasks:
+        sampler.sample(task)
+    return found.folder
 
 
 @pytest.mark.slow
@@ -175,7 +171,8 @@ def test_everything_can_lie_on_an_object_store(tiny):
     folder = sample_here(config)
     found = stage.run(config)
     assert found.status == "done"
-    assert f"{folder}/report.html" in found.outputs
+    assert f"{config.evals}/report.html" in found.outputs
+    assert f"{folder}/grid.png" in found.outputs
     assert all(storage.exists(path) for path in found.outputs)
 
 
@@ -192,6 +189,24 @@ def test_a_damaged_eval_is_done_again_without_sampling_again(project):
     assert (found.status, found.detail) == ("partial", "not finished: 20 of 20 images sampled")
     assert stage.run(project).status == "done"
     assert json.loads(storage.get(f"{folder}/metrics.json"))["images"] == 20
+    storage.delete(f"{project.evals}/report.html")
+    assert stage.state(project).detail == "evaluated, but the report is missing"
+    assert stage.run(project).status == "done"
+
+
+@pytest.mark.slow
+def test_a_base_alone_is_evaluated_while_the_rest_is_still_untrained(tiny, tmp_path):
+    config = tiny.make_config(tmp_path)
+    tiny.write_data(tmp_path)
+    tiny.write_snapshot(config, "base")
+    (lineup,) = stage.lineups.lineups(config)
+    sample_here(config, lineup)
+    found = stage.run(config, lineup=lineup)
+    assert found.status == "done"
+    body = json.loads(storage.get(found.outputs[2]))
+    assert list(body["images_seen"]) == ["base"]
+    assert not storage.exists(f"{config.cascade}/cascade.json")
+    assert stage.state(config).status == "missing"  # of the whole cascade
 
 
 @pytest.mark.slow

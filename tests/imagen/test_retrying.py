@@ -83,7 +83,7 @@ def test_what_may_pass_is_tried_again_with_growing_pauses(faulty, failure):
 def test_what_is_forbidden_or_missing_is_final_at_once(faulty, failure):
     clock = Clock()
     faulty.plan += [failure]
-    with pytest.raises(StorageError, match=r"cannot write `faulty://a/b`.*\(tried once\)"):
+    with pytest.raises(StorageError, match="cannot write `faulty://a/b`"):
         put("faulty://a/b", clock.patience())
     assert clock.pauses == []
 

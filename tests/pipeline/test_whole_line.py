@@ -17,6 +17,8 @@ from runtime import log
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
+FEW = ["eval.count=20", "eval.sweeps.count=10"]
+"""Evaluations of the README's commands: every checkpoint, but few images of each."""
 STAGES = ["import", "preencode", "train base", "train sr1", "eval"]
 
 
@@ -139,12 +141,15 @@ def test_every_command_of_the_readme_runs(line, tmp_path):
     out, _, _ = line
     commands = readme_commands()
     assert len(commands) > 8
+    (tmp_path / "prompts.txt").write_text("seven\na handwritten three\n")
     for command in commands:
         words = shlex.split(command.replace("runs/digits", out))
         if words[0] == "imagen":
             words = [sys.executable, "-m", "imagen.cli", *words[1:]]
         else:
-            own = [] if "inspect" in words else [f"out={out}"]
+            own = [f"out={out}"] if any(word.endswith(".yaml") for word in words) else []
+            if own and "eval" in words:
+                own += FEW
             words = [sys.executable, *words[1:], *own]
             words = [word.replace("pipeline/configs", f"{ROOT}/pipeline/configs") for word in words]
         run = subprocess.run(

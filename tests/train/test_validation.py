@@ -73,6 +73,7 @@ def test_the_losses_do_not_depend_on_the_batch(helpers, project: str, member: st
     one, many = (validation.losses(net, course(config, member, batch)) for batch in (1, 5))
     np.testing.assert_allclose(one.captioned, many.captioned, rtol=1e-4)
     np.testing.assert_allclose(one.without, many.without, rtol=1e-4)
+    np.testing.assert_allclose(one.shuffled, many.shuffled, rtol=1e-4)
     assert (one.logsnr == many.logsnr).all()
     assert np.abs(one.captioned - one.without).max() > 1e-4  # the text is seen, and left out
 
@@ -85,6 +86,22 @@ def test_times_lie_one_in_each_stratum_and_draws_are_not_those_of_training(helpe
     times = all_of_it._times()
     assert sorted((times * 11).astype(int)) == list(range(11))
     assert not set(validation.Draw) & {p + i for p in Purpose for i in range(16)}
+
+
+def test_shuffled_captions_are_those_of_other_samples_each_once(helpers, project: str):
+    all_of_it = course(small(helpers, project), batch=100)
+    ((batch, shuffled),) = all_of_it.batches(Counter())
+    rows = [batch.text.emb[i][batch.text.mask[i]] for i in range(11)]
+    others = [shuffled.text.emb[i][shuffled.text.mask[i]] for i in range(11)]
+    same = [[torch.equal(a, b) for b in others] for a in rows]
+    assert sorted(str(row.tolist()) for row in rows) == sorted(str(o.tolist()) for o in others)
+    assert sum(same[i][i] for i in range(11)) <= 2  # by chance: few captions are in use
+    assert (shuffled.x0 == batch.x0).all()
+    assert (shuffled.eps == batch.eps).all()
+    found = validation.losses(network(small(helpers, project)), all_of_it)
+    changed = np.array([not same[i][i] for i in range(11)])
+    assert (np.abs(found.shuffled - found.captioned)[changed] > 0).all()
+    assert (found.shuffled == found.captioned)[~changed].all()
 
 
 def test_held_out_samples_are_chosen_by_data_set_and_seed_alone(helpers, tmp_path: Path):
@@ -139,7 +156,9 @@ def test_a_result_says_what_was_measured_and_comes_out_the_same_again(helpers, p
     assert ema["loss"]["mean"] == pytest.approx(total, rel=1e-5)
     curves = scalars(result)
     assert curves["ema"] == loss_of(result) == ema["loss"]["mean"]
-    assert {"raw", "ema_caption_gap", "ema_without_captions"} < set(curves)
+    gap = ema["shuffled_captions"]["mean"] - ema["loss"]["mean"]
+    assert ema["shuffle_gap"]["mean"] == pytest.approx(gap, rel=1e-4)
+    assert {"raw", "ema_caption_gap", "ema_without_captions", "ema_shuffle_gap"} < set(curves)
     for weights in ("ema", "raw"):
         bins = [name for name in curves if name.startswith(f"{weights}_logsnr_")]
         assert len(bins) == len(result[weights]["bins"])
@@ -167,12 +186,12 @@ def test_members_without_text_have_one_loss(helpers, project: str):
 
 def test_self_conditioning_members_and_crops_are_validated_as_they_are_trained(helpers, project):
     config = helpers.changed(small(helpers, project), "base", network={"self_conditioning": True})
-    (batch, *_) = course(config).batches(bad := Counter())
+    ((batch, _), *_) = course(config).batches(bad := Counter())
     assert set(batch.self_cond.tolist()) <= {0.0, 1.0}
     assert not bad
     section = dataclasses.replace(config.train["sr1"], crop_px=8)
     crops = dataclasses.replace(config, train={"sr1": section})
-    whole, cut = (next(course(c, "sr1").batches(Counter())) for c in (config, crops))
+    whole, cut = (next(course(c, "sr1").batches(Counter()))[0] for c in (config, crops))
     assert (cut.x0 == whole.x0[..., 4:12, 4:12]).all()
     assert (cut.lowres == whole.lowres[..., 2:6, 2:6]).all()
 

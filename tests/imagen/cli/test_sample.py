@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -259,3 +261,27 @@ def test_progress_is_drawn_on_a_terminal(sample, monkeypatch):
     assert out == ["seven.png"]
     assert "sr1 (2 of 2)" in err
     assert "100%" in err
+
+
+def test_a_stopped_folder_of_pictures_goes_on_where_it_was(sample, monkeypatch):
+    words = ("one", "two", "seven", "--count", "8", "--out", "many")
+    whole = sample(*words)[1]
+    assert len(whole) == 24
+    before = {path: Path(path).read_bytes() for path in whole}
+    Path(whole[3]).unlink()
+    Path(whole[20].replace(".png", ".json")).unlink()
+    code, out, err = sample(*words, "--resume")
+    assert (code, out) == (0, [whole[3], whole[20]]), err
+    assert {path: Path(path).read_bytes() for path in whole} == before
+    monkeypatch.setattr(cascade.Cascade, "load", None)  # nothing is left: not even loaded
+    assert sample(*words, "--resume") == (0, [], "")
+
+
+def test_pictures_of_another_command_are_not_gone_on_with(sample):
+    sample("one", "two", "--out", "many/")
+    code, _, err = sample("one", "two", "--seed", "5", "--out", "many/", "--resume")
+    assert code == 2
+    assert "was made by another command" in err
+    code, _, err = sample("one", "two", "--out", "grid.png", "--resume")
+    assert code == 2
+    assert "--resume wants a folder" in err

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from imagen import storage
+from imagen.data import shard_cache
 from imagen.data.open_shards import OpenFile, OpenShards
 from imagen.data.shard_cache import NoRoomError, Remote, ShardCache
 from imagen.errors import ShardError, StorageError
@@ -325,8 +326,11 @@ def test_a_lock_held_for_a_moment_is_waited_for(tmp_path, remotes, cache):
     assert held(tmp_path, remotes) == [0, 1]
 
 
-def test_what_is_needed_now_is_asked_for_again_when_the_store_is_busy(store, remotes, cache):
-    store.busy = 1
+def test_what_is_needed_now_is_insisted_on_when_the_store_is_busy(
+    store, remotes, cache, monkeypatch
+):
+    monkeypatch.setattr(shard_cache, "_BRIEFLY_S", 0.1)
+    store.busy = 1000
     with pytest.raises(StorageError, match=r"0\.tar"):
         cache().fetch(remotes[0], needed=False)  # there is time for that later
     store.busy = 1

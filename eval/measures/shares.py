@@ -1,13 +1,12 @@
-"""Numbers of an evaluation: accuracies with their uncertainty, and what the text is worth."""
+"""Shares with their uncertainty: accuracies of a judge, and what the text is worth."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-Z95 = 1.959963984540054
-"""Standard normal quantile of a two-sided 95 % interval."""
+from eval.measures.intervals import Z95, bootstrap, figure
 
 
 def wilson(hits: int, n: int, z: float = Z95) -> tuple[float, float]:
@@ -68,16 +67,35 @@ def text_use(wanted: np.ndarray, seen: np.ndarray) -> dict[str, Any]:
 
     `chance`: accuracy that these same images would have if prompts were dealt out at random, the
     sum over digits of (share asked for) x (share seen); it stands out from 1/10 when the model
-    likes some digits more than others.
+    likes some digits more than others. Their intervals are a bootstrap of images.
     """
-    n = max(1, len(wanted))
-    chance = sum(
-        float((wanted == digit).sum()) * float((seen == digit).sum()) / n / n for digit in range(10)
-    )
-    right = float((wanted == seen).sum()) / n
+    n = len(wanted)
+    if not n:
+        return {"gate_passed": share(0, 0)}
+
+    def resampled(of: Callable[[np.ndarray, np.ndarray], float]) -> dict[str, Any]:
+        interval = bootstrap(lambda rows: of(wanted[rows], seen[rows]), n)
+        return figure(of(wanted, seen), interval, n)
+
     return {
-        "right_prompt": round(right, 6),
-        "chance": round(chance, 6),
-        "share_of_possible_gain": round((right - chance) / max(1e-9, 1 - chance), 6),
-        "gate_passed": share(int((seen >= 0).sum()), len(seen)),
+        "right_prompt": accuracy(wanted, seen),
+        "chance": resampled(_chance),
+        "gap": resampled(lambda wanted, seen: _right(wanted, seen) - _chance(wanted, seen)),
+        "share_of_possible_gain": resampled(_gain),
+        "gate_passed": share(int((seen >= 0).sum()), n),
     }
+
+
+def _chance(wanted: np.ndarray, seen: np.ndarray) -> float:
+    asked = np.bincount(wanted, minlength=10)
+    shown = np.bincount(seen[seen >= 0], minlength=10)
+    return float(asked @ shown) / len(wanted) ** 2
+
+
+def _gain(wanted: np.ndarray, seen: np.ndarray) -> float:
+    chance = _chance(wanted, seen)
+    return (_right(wanted, seen) - chance) / max(1e-9, 1 - chance)
+
+
+def _right(wanted: np.ndarray, seen: np.ndarray) -> float:
+    return float((wanted == seen).mean())

@@ -1,0 +1,1 @@
+"""What `python -m eval` can be asked to do, one file a command."""

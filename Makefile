@@ -14,7 +14,7 @@ demo: $(INSTALLED) ## real digits to pictures that follow the text: the whole li
 	$(BIN)/python -m pipeline run $(CONFIG)
 
 test: $(INSTALLED) $(VENV)/.browser ## all tests, those with a local Ray included; prints the times of the slowest
-	$(BIN)/python -m pytest -m "not gpu and not property"
+	$(BIN)/python -m pytest -m "not gpu and not property" -n 2 --dist loadfile
 
 check: $(INSTALLED) ## format, lint, types, import directions: what a review expects to be clean
 	$(BIN)/ruff format --check

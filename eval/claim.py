@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from imagen import storage
 from imagen.errors import ImagenError, StorageError
@@ -34,22 +34,28 @@ class Taken(StorageError):
 
 
 @contextlib.contextmanager
-def claim(folder: str, lease_s: float = LEASE_S) -> Iterator[None]:
+def claim(folder: str, lease_s: float = LEASE_S) -> Iterator[Callable[[], None]]:
     """Hold an evaluation's folder. Raises Taken when another evaluator does.
 
-    It may take `lease_s` to find out whether the holder is still alive.
+    Yields a function that raises Taken when another has taken over since, to be called before
+    results are published. It may take `lease_s` to find out whether a holder is still alive.
     """
     if storage.is_local(folder):
         with _locked(folder):
-            yield
+            yield lambda: None
         return
     path, owner = storage.join(folder, NAME), _owner()
     _take(path, owner, lease_s)
     over = threading.Event()
     beat = threading.Thread(target=_renew, args=(path, owner, over), daemon=True)
     beat.start()
+
+    def check() -> None:
+        if _holder(path) != owner:
+            raise _taken(path)
+
     try:
-        yield
+        yield check
     finally:
         over.set()
         beat.join()
@@ -81,11 +87,11 @@ def _owner() -> str:
 
 
 def _holder(path: str) -> str | None:
-    if not storage.exists(path):
-        return None
+    """Return who holds a claim, None: nobody. Raises StorageError when that is not to be had."""
+    data = storage.get_if_there(path)
     try:
-        return str(json.loads(storage.get(path))["owner"])
-    except (ValueError, KeyError, StorageError):
+        return None if data is None else str(json.loads(data)["owner"])
+    except (ValueError, KeyError):
         return "somebody whose claim is damaged"
 
 

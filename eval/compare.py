@@ -80,7 +80,8 @@ def find(place: str) -> Evaluation:
     for folder in (storage.join(place, "eval"), place):
         found = history.evaluations(folder)
         if found:
-            return max(found, key=lambda e: (len(e.members), e.at))
+            usual = [one for one in found if not one.named]  # the others may be of any snapshots
+            return (usual or found)[-1]
     raise StorageError(
         f"`{place}` is no finished evaluation, and there is none below it",
         "name a folder like runs/digits/eval/000000038400-1a2b3c4d, or the `out` of a project "

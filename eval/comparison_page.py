@@ -46,7 +46,7 @@ def _figures(found: Comparison) -> str:
     rows = [_cells(row) for row in found.rows]
     note = (
         f"{len(found.pairs):,} images of both have the same prompt and seed. Where a number of "
-        "pairs is given, the difference is of these pairs (bootstrap; McNemar's exact test for "
+        "pairs is given, the difference is of these pairs (Student's t; McNemar's exact test for "
         "shares); otherwise it follows from the two intervals as if they were independent. Of 20 "
         "equal figures, one is expected to seem different."
     )

@@ -46,7 +46,7 @@ def tell(config: EvalConfig, folder: str) -> None:
             _tensorboard(config)
     except (ImagenError, OSError) as err:
         print(f"tensorboard: {err}", file=sys.stderr)
-    if config.eval.wandb:
+    if config.eval.wandb and not mine.named:  # its snapshots may be of any time
         _wandb(config, mine)
 
 

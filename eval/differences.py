@@ -15,19 +15,20 @@ import numpy.typing as npt
 
 from eval.figures import Figure
 from eval.history import Evaluation
+from eval.measures import intervals
+from eval.measures.shares import wilson
 
-RESAMPLES = 2000
-BLOCK = 1_000_000
-"""Numbers that a bootstrap draws at once."""
 LEVEL = 0.05
-MOST_DIFFERENCE = 2e-4
-"""Between a figure and the mean of the column that it is taken to be the mean of: rounding."""
+FEWEST = 5
+"""Pairs of which it is said whether chance could make their difference; shares say it of any."""
 COLUMNS = {
     "digit_accuracy": "right",
+    "text_use.right_prompt": "right",
     "shapes.all_right": "right",
+    "shapes.text_use.right_prompt": "right",
     "clip.score": "clip",
 }
-"""Columns of images.jsonl whose mean a figure is, where their names differ."""
+"""Columns of images.jsonl whose mean a figure is, beside those of the last member."""
 
 NO_MEASURES = {"prompt", "seed", "seen", "heldout"}
 """Columns that say what an image is, not how good."""
@@ -59,9 +60,9 @@ def difference(
         return None
     pairs = shared(a, b)
     if pairs:
-        columns = [_column_of(key, e, f) for e, f in (first, second)]
-        if columns[0] is not None and columns[0] == columns[1]:
-            found = paired(*_values(columns[0], a, b, pairs))
+        column = _column_of(key, a)
+        if column is not None and column == _column_of(key, b):
+            found = paired(*_values(column, a, b, pairs))
             if found is not None:
                 return found
     return apart(before, after)
@@ -74,16 +75,13 @@ def shared(a: Evaluation, b: Evaluation) -> list[tuple[int, int]]:
     return [(i, there[key]) for i, key in enumerate(keys) if key in there]
 
 
-def _column_of(key: str, evaluation: Evaluation, figure: Figure) -> str | None:
+def _column_of(key: str, evaluation: Evaluation) -> str | None:
     """Return the column of images.jsonl whose mean a figure is, if there is one."""
-    if not evaluation.images or figure.value is None:
-        return None
-    name = COLUMNS.get(key, key.rpartition(".")[2])
-    values = [_number(row.get(name)) for row in evaluation.images]
-    there = [value for value in values if value is not None]
-    if not there or abs(float(np.mean(there)) - figure.value) > MOST_DIFFERENCE:
-        return None
-    return name
+    if key in COLUMNS:
+        return COLUMNS[key]
+    last = evaluation.members[-1]
+    of_last = {f"members.{last}": "right", f"fidelity.{last}.consistency": "consistency"}
+    return of_last.get(key)
 
 
 def _number(value: Any) -> float | None:
@@ -114,43 +112,58 @@ def _values(
 
 
 def paired(first: Floats, second: Floats) -> Difference | None:
-    """Return the mean difference of pairs with a bootstrap interval (Efron & Tibshirani 1993).
+    """Return the mean difference of pairs with its interval; None for no pairs.
 
     Shares (values 0 and 1) are judged by the exact McNemar test, which needs no large numbers.
-    None for no pairs.
     """
     if not len(first):
         return None
-    differences = second - first
-    draw = np.random.RandomState(0)  # frozen streams: the same interval everywhere
-    means = _resampled(differences, draw)
-    low, high = np.percentile(means, [100 * LEVEL / 2, 100 * (1 - LEVEL / 2)])
-    p = None
+    differences, n = second - first, len(first)
     if set(np.unique([first, second])) <= {0.0, 1.0}:
-        p = mcnemar(int((differences < 0).sum()), int((differences > 0).sum()))
-        if not differences.any():  # resampling cannot see changes that are too rare to be here
-            high = 1 - (LEVEL / 2) ** (1 / len(differences))
-            low = -high
-    by_chance = p >= LEVEL if p is not None else bool(low <= 0 <= high)
-    return Difference(
-        float(differences.mean()), (float(low), float(high)), len(differences), by_chance, p
-    )
+        lost, won = int((differences < 0).sum()), int((differences > 0).sum())
+        p = mcnemar(lost, won)
+        return Difference((won - lost) / n, _of_shares(lost, won, n), n, p >= LEVEL, p)
+    value, interval, by_chance = float(differences.mean()), _of_values(differences), None
+    if interval is not None and n >= FEWEST:
+        by_chance = interval[0] <= 0 <= interval[1]
+    return Difference(value, interval, n, by_chance)
 
 
-def _resampled(values: Floats, draw: np.random.RandomState) -> Floats:
-    """Return the means of samples with replacement, from how often each distinct value comes."""
-    distinct, counts = np.unique(values, return_counts=True)
-    if len(distinct) <= 16:  # all shares: far less to draw
-        drawn = draw.multinomial(len(values), counts / len(values), RESAMPLES)
-        return drawn @ distinct / len(values)
-    rows = max(1, BLOCK // len(values))
-    blocks = [
-        values[draw.randint(0, len(values), (min(rows, RESAMPLES - start), len(values)))].mean(
-            axis=1
-        )
-        for start in range(0, RESAMPLES, rows)
-    ]
-    return np.concatenate(blocks)
+def _of_values(differences: Floats) -> tuple[float, float] | None:
+    """Return Student's t interval of the mean; None for a single value."""
+    from scipy import special
+
+    n = len(differences)
+    if n < 2:
+        return None
+    half = special.stdtrit(n - 1, 1 - LEVEL / 2) * differences.std(ddof=1) / n**0.5
+    return float(differences.mean() - half), float(differences.mean() + half)
+
+
+def _of_shares(lost: int, won: int, n: int) -> tuple[float, float]:
+    """Return the interval of (won - lost) / n: zero is outside it just where McNemar's p is < 0.05.
+
+    Of the pairs that changed, won is a share w with the exact interval (Clopper & Pearson 1934).
+    The difference is (2w - 1) times the share of pairs that changed, which has an interval by
+    Wilson; the errors of both are added by squares.
+    """
+    if not lost + won:  # none of n: it may still happen to this share of pairs
+        high = 1 - (LEVEL / 2) ** (1 / n)
+        return -high, high
+    return _least(lost, won, n), -_least(won, lost, n)
+
+
+def _least(lost: int, won: int, n: int) -> float:
+    """Return the lower end of that interval."""
+    from scipy import special
+
+    changed = lost + won
+    lean, share = (won - lost) / changed, changed / n
+    low = 2 * float(special.betaincinv(won, lost + 1, LEVEL / 2)) - 1 if won else -1.0
+    least, most = wilson(changed, n)
+    down = math.hypot(share * (lean - low), lean * (share - (least if lean > 0 else most)))
+    # what leans beyond doubt leans on, by the least of both at least
+    return max(lean * share - down, low * least if low > 0 else -1.0)
 
 
 def mcnemar(lost: int, won: int) -> float:
@@ -167,17 +180,11 @@ def _log_choose(n: int, k: int) -> float:
 
 
 def apart(first: Figure, second: Figure) -> Difference | None:
-    """Return the difference of two separate numbers with the interval that theirs give.
-
-    Square-and-add (Newcombe 1998, method 10; Zou & Donner 2008, MOVER): as if independent, which
-    is too careful where both have the same prompts.
-    """
+    """Return the difference of two separate numbers with the interval that theirs give."""
     if first.value is None or second.value is None:
         return None
     value = second.value - first.value
     if first.interval is None or second.interval is None:
         return Difference(value, None, None, None)
-    down = math.hypot(second.value - second.interval[0], first.interval[1] - first.value)
-    up = math.hypot(second.interval[1] - second.value, first.value - first.interval[0])
-    low, high = value - down, value + up
+    low, high = intervals.apart(first.value, first.interval, second.value, second.interval)
     return Difference(value, (low, high), None, low <= 0 <= high)

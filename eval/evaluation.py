@@ -3,7 +3,7 @@
 import json
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +42,8 @@ class Evaluation:
     folder: str
     complete: bool = True
     """Whether all members of the project are in it."""
+    named: bool = False
+    """Whether a person chose the snapshots."""
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -89,12 +91,17 @@ class Evaluation:
 
     def sampled(self, work: Sequence[Chunk], items: list[prompts.Item]) -> score.Sampled:
         """Return finished samples, which are read when they are looked at."""
-        members = self.config.members
-        return score.Sampled(items, {name: sampled.ChunkImages(work, name) for name in members})
+        members, chunks = self.config.members, sampled.Chunks(work)
+        return score.Sampled(items, {name: sampled.ChunkImages(chunks, name) for name in members})
 
 
-def evaluate(evaluation: Evaluation, prepared: Prepared, address: str | None) -> None:
-    """Sample what is missing, measure, publish. Raises ShardError before anything is sampled."""
+def evaluate(
+    evaluation: Evaluation, prepared: Prepared, address: str | None, check: Callable[[], None]
+) -> None:
+    """Sample what is missing, measure, publish. Raises ShardError before anything is sampled.
+
+    `check` is called before results are published: it raises where they are another's to publish.
+    """
     config = evaluation.config
     with evaluation.timed("real images and judge"):
         last = list(config.members.values())[-1]
@@ -104,6 +111,7 @@ def evaluate(evaluation: Evaluation, prepared: Prepared, address: str | None) ->
     with evaluation.timed("sample"):
         _sample(evaluation, address)
     files = _measure(evaluation, real, prepared)
+    check()
     _publish(evaluation, files)
 
 
@@ -247,6 +255,8 @@ def _publish(evaluation: Evaluation, files: dict[str, bytes]) -> None:
         "images_seen": evaluation.inputs.images_seen,
         "images": evaluation.config.eval.count,
         "complete_cascade": evaluation.complete,
+        "named": evaluation.named,
+        "time": round(time.time(), 3),
         "told": _told(metrics),
         "files": entries,
     }

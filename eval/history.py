@@ -6,87 +6,22 @@ what is published.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from eval.config import EvalConfig, EvalSection
+from eval import inputs, lineups
+from eval.config import EvalConfig
+from eval.finished import AT_ONCE, CONFIG, METRICS, Damaged, evaluations, meaning
+from eval.finished import Evaluation as Evaluation
+from eval.finished import open_evaluation as open_evaluation
 from imagen import manifest, storage
-from imagen.config import parse_yaml, to_tree
-from imagen.errors import ImagenError, ShardError, StorageError
+from imagen.config import to_tree
+from imagen.errors import CheckpointError, ConfigError, ImagenError
 from runtime import log
 
-MANIFEST, KIND = "manifest.json", "eval"
-METRICS, IMAGES, CONFIG = "metrics.json", "images.jsonl", "config.yaml"
 FAILED = "failed"
-SETTINGS = (
-    *("prompts", "count", "seed", "guidance_scale", "steps", "sampler", "grid", "judge"),
-    *("features", "clip"),
-)
-"""Keys of the `eval` section that decide what the figures mean: others do not break a curve."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One finished evaluation."""
-
-    folder: str
-    body: dict[str, Any]
-    """Its manifest."""
-
-    @property
-    def name(self) -> str:
-        """The name of its folder."""
-        return storage.name(self.folder)
-
-    @property
-    def images_seen(self) -> dict[str, int]:
-        """Images that each member has been trained on."""
-        return self.body["images_seen"]
-
-    @property
-    def at(self) -> int:
-        """Where it stands on the axis of images seen: what its folder's name begins with."""
-        return int(self.name[:12])
-
-    @property
-    def members(self) -> list[str]:
-        """Names of the members, in order."""
-        return list(self.images_seen)
-
-    @cached_property
-    def metrics(self) -> dict[str, Any]:
-        """All its numbers."""
-        return self._json(METRICS)
-
-    @cached_property
-    def images(self) -> list[dict[str, Any]]:
-        """What is known of each image, in order; [] for evaluations that did not note it."""
-        return [] if IMAGES not in self.body["files"] else list(log.parse(self.file(IMAGES)))
-
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """The keys of its `eval` section that decide what its figures mean."""
-        tree = parse_yaml(self.file(CONFIG).decode(), storage.join(self.folder, CONFIG))
-        section = to_tree(EvalSection()) | (tree.get("eval") or {})
-        return {key: section[key] for key in SETTINGS}
-
-    def has(self, name: str) -> bool:
-        """Tell whether there is a file of this name."""
-        return name in self.body["files"]
-
-    def file(self, name: str) -> bytes:
-        """Return a file that its manifest lists. Raises ShardError when it is not whole."""
-        path = storage.join(self.folder, name)
-        if not self.has(name):
-            raise ShardError(f"evaluation `{self.folder}` has no {name}")
-        return manifest.check_file(path, storage.get(path), self.body["files"][name])
-
-    def _json(self, name: str) -> dict[str, Any]:
-        try:
-            return json.loads(self.file(name))
-        except ValueError as err:
-            raise ShardError(f"`{storage.join(self.folder, name)}` is damaged: {err}") from err
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,75 +51,102 @@ class History:
 
     config: EvalConfig
     evaluations: list[Evaluation]
-    """Finished ones, by images seen."""
+    """Finished ones whose numbers can be read, the newest last."""
     failures: list[Failure]
     runs: list[Run]
+    damaged: list[Damaged] = field(default_factory=list)
+    """Finished evaluations that are left out."""
+    wanted: str | None = None
+    """Fingerprint that the evaluation of the newest snapshots by today's section has."""
+
+    @cached_property
+    def usual(self) -> list[Evaluation]:
+        """The evaluations of line-ups: not those whose snapshots a person chose."""
+        return [e for e in self.evaluations if not e.named or self._is_wanted(e)]
+
+    def _is_wanted(self, one: Evaluation) -> bool:
+        return one.body["fingerprint"] == self.wanted
 
     @cached_property
     def newest(self) -> Evaluation | None:
-        """The evaluation of the newest members, by today's settings if there is one of these."""
-        today = _settings(self.config)
-        mine = [e for e in self.evaluations if e.settings == today]
-        return (mine or self.evaluations or [None])[-1]
+        """The evaluation that the page is about, chosen ones only where there are no others.
+
+        Of the newest snapshots by today's section, else the newest with today's settings, else the
+        newest.
+        """
+        today = meaning(to_tree(self.config.eval))
+        wanted = [e for e in self.usual if self._is_wanted(e)]
+        mine = [e for e in self.usual if e.meaning == today]
+        return (wanted or mine or self.usual or self.evaluations or [None])[-1]
 
     @cached_property
     def comparable(self) -> list[Evaluation]:
-        """The evaluations that were made as the newest one was, oldest first: points of a curve."""
-        if self.newest is None:
+        """The evaluations that were made as the newest one was, oldest first: points of a curve.
+
+        One for each number of images: what was evaluated again counts as it was the last time.
+        """
+        if (newest := self.newest) is None:
             return []
-        same = [e for e in self.evaluations if e.settings == self.newest.settings]
-        return [e for e in same if e.members == self.newest.members[: len(e.members)]]
+        same = [e for e in self.usual if e.members == newest.members]
+        points = {e.at: e for e in [*same, newest] if e.meaning == newest.meaning}
+        return [points[at] for at in sorted(points)]
 
     @property
     def others(self) -> list[Evaluation]:
-        """The evaluations with other settings."""
-        return [e for e in self.evaluations if e not in self.comparable]
+        """The evaluations that are on no curve."""
+        shown = {e.folder for e in self.comparable}
+        return [e for e in self.evaluations if e.folder not in shown]
+
+    def without(self, damage: Damaged) -> "History":
+        """Return it without an evaluation that was found to be damaged."""
+        left = [e for e in self.evaluations if e.folder != damage.folder]
+        return replace(self, evaluations=left, damaged=[*self.damaged, damage])
 
 
 def load(config: EvalConfig) -> History:
-    """Return the history of a project. Raises ShardError for a finished evaluation with damage."""
+    """Return the history of a project; evaluations whose numbers are damaged are told apart."""
+    found = evaluations(config.evals)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        damaged = [damage for damage in pool.map(_damage, found) if damage is not None]
+    failed = list(_failures(config.evals, {one.name for one in found}))
+    gone = {damage.folder for damage in damaged}
+    whole = [one for one in found if one.folder not in gone]
     runs = [_run(config, member) for member in config.members]
-    return History(config, evaluations(config.evals), list(_failures(config.evals)), runs)
+    return History(config, whole, failed, runs, damaged, _wanted(config))
 
 
-def evaluations(folder: str) -> list[Evaluation]:
-    """Return the finished evaluations in a folder, by images seen."""
-    found = []
-    for name in storage.listdir(folder):
-        if not name[:12].isdigit():
-            continue
-        own = open_evaluation(storage.join(folder, name))
-        if own is not None:
-            found.append(own)
-    return sorted(found, key=lambda e: e.name)
-
-
-def open_evaluation(folder: str) -> Evaluation | None:
-    """Return the finished evaluation in a folder, None when there is none.
-
-    Its manifest was written last: files are checked when they are read, not looked up one by one.
-    """
-    path = storage.join(folder, MANIFEST)
-    if not storage.exists(path):
-        return None
+def _damage(one: Evaluation) -> Damaged | None:
+    """Read what every evaluation is asked for; return what is wrong with it."""
     try:
-        body = manifest.read(path, KIND)
-    except ImagenError:
-        return None  # damaged, or of another format: it is evaluated again
-    return Evaluation(folder, body) if {METRICS, CONFIG} <= set(body["files"]) else None
+        one.file(METRICS)
+        one.file(CONFIG)
+    except Damaged as err:
+        return err
+    return None
 
 
-def _failures(folder: str) -> Iterator[Failure]:
-    for name in storage.listdir(storage.join(folder, FAILED)):
-        try:
-            note = json.loads(storage.get(storage.join(folder, FAILED, name)))
-            yield Failure(
-                name.removesuffix(".json"), note["tries"], note["reason"], note.get("time")
-            )
-        except StorageError:
+def _wanted(config: EvalConfig) -> str | None:
+    """Return the fingerprint of the evaluation of the newest snapshots, if there can be one."""
+    try:
+        found = lineups.lineups(config)
+        return inputs.gather(config, found[-1]).fingerprint if found else None
+    except (CheckpointError, ConfigError):
+        return None  # they do not fit each other, or a file of prompts is gone
+
+
+def _failures(folder: str, finished: set[str]) -> Iterator[Failure]:
+    for file in storage.listdir(storage.join(folder, FAILED)):
+        name = file.removesuffix(".json")
+        if name in finished:
             continue  # it succeeded meanwhile
+        data = storage.get_if_there(storage.join(folder, FAILED, file))
+        if data is None:
+            continue  # just now
+        try:
+            note = json.loads(data)
+            yield Failure(name, note["tries"], note["reason"], note.get("time"))
         except (ValueError, KeyError, TypeError):
-            yield Failure(name.removesuffix(".json"), 1, "its note is damaged", None)
+            yield Failure(name, 1, "its note is damaged", None)
 
 
 def _run(config: EvalConfig, member: str) -> Run:
@@ -201,8 +163,3 @@ def _validations(folder: str) -> Iterator[dict[str, Any]]:
             yield manifest.read(storage.join(folder, name), "validation")
         except ImagenError:
             continue  # deleted or being made again
-
-
-def _settings(config: EvalConfig) -> dict[str, Any]:
-    section = to_tree(config.eval)
-    return {key: section[key] for key in SETTINGS}

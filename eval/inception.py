@@ -79,8 +79,11 @@ def _download(path: str) -> None:
 
 
 def fingerprint(weights: str) -> str:
-    """Return what identifies the network without loading it: the hash of its weights."""
-    found = _hash(weights, storage.version(weights)) if weights else OFFICIAL
+    """Return what identifies the network without loading it: the hash of its weights.
+
+    Raises ConfigError when they are not there.
+    """
+    found = _hash(locate(weights), storage.version(weights)) if weights else OFFICIAL
     return f"inception-{found}"
 
 

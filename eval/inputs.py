@@ -3,11 +3,11 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from eval import lineups
-from eval.config import EvalConfig
+from eval import extractors, lineups
+from eval.config import EvalConfig, EvalSection
 from eval.lineups import Lineup
 from eval.prompts import items
-from imagen import manifest, snapshot, storage
+from imagen import manifest, storage
 from imagen.config import build, to_tree
 from imagen.data.prepared import Prepared
 from imagen.errors import CheckpointError
@@ -39,13 +39,9 @@ def gather(config: EvalConfig, lineup: Lineup | None = None) -> Inputs:
 
     Raises CheckpointError when a member has none, or when members saw different data or encoders.
     """
-    chosen = (lineup or lineups.newest(config)).snapshots
-    bodies = {
-        name: manifest.read(storage.join(folder, snapshot.MANIFEST), snapshot.KIND, CheckpointError)
-        for name, folder in chosen.items()
-    }
-    _check_agreement(bodies)
-    return Inputs(chosen, bodies, _fingerprint(config, bodies))
+    chosen = lineup or lineups.newest(config)
+    _check_agreement(chosen.bodies)
+    return Inputs(chosen.snapshots, chosen.bodies, _fingerprint(config, chosen.bodies))
 
 
 def of_members(config: EvalConfig, inputs: Inputs) -> EvalConfig:
@@ -98,5 +94,16 @@ def _fingerprint(config: EvalConfig, bodies: dict[str, dict[str, Any]]) -> str:
             "eval": to_tree(section),
             # a prompts file may change under the same name
             "items": [[item.prompt, item.seed] for item in items(section)],
+            **_looked_at_with(section),
         }
     )
+
+
+def _looked_at_with(section: EvalSection) -> dict[str, str | None]:
+    """Return what a path or name in the section stands for today: networks, real images."""
+    found: dict[str, str | None] = {}
+    if networks := extractors.fingerprint(section):
+        found["networks"] = networks
+    if reference := section.features.reference:
+        found["reference"] = storage.version_if_there(reference)
+    return found

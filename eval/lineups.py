@@ -6,7 +6,9 @@ snapshot is part of one, and which ones there are depends on nothing but the sna
 that has no snapshot yet is left out, and so are those above it: a base alone is a line-up.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from eval.config import EvalConfig
 from imagen import manifest, snapshot, storage
@@ -15,48 +17,74 @@ from imagen.errors import CheckpointError
 
 RUN, RUN_KIND = "run.json", "run"
 """What training writes when it is finished."""
+AT_ONCE = 8
+"""Snapshots that are looked at at once: a bucket takes its time for each answer."""
+
+Body = dict[str, Any]
+"""Manifest of a snapshot."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lineup:
-    """Snapshots to evaluate together."""
+    """Snapshots to evaluate together, from the base up."""
 
-    images: int
-    """Most images that a member of it has seen."""
     snapshots: dict[str, str]
-    """Member -> folder, from the base up."""
+    """Member -> folder."""
+    bodies: dict[str, Body]
+    """Member -> manifest of its snapshot."""
+    named: bool = False
+    """A person chose it: it is no point of a curve, and not what there is to publish."""
+
+    @property
+    def images(self) -> int:
+        """Most images that a member of it has seen."""
+        return max(int(body["provenance"]["images_seen"]) for body in self.bodies.values())
 
 
 def lineups(config: EvalConfig) -> list[Lineup]:
     """Return all line-ups of a project, by the images seen."""
     there = {name: snapshots(config, name) for name in config.members}
     numbers = sorted({n for found in there.values() for n in found})
-    chosen = [Lineup(n, _upto(there, n)) for n in numbers]
+    chosen = [_upto(there, n) for n in numbers]
     return [lineup for lineup in chosen if lineup.snapshots]
 
 
-def snapshots(config: EvalConfig, member: str) -> dict[int, str]:
-    """Return a member's trained snapshots: images seen -> folder."""
+def snapshots(config: EvalConfig, member: str) -> dict[int, tuple[str, Body]]:
+    """Return a member's trained snapshots: images seen -> folder and manifest."""
     folder = storage.join(config.run_dir(member), "snapshots")
     names = [name for name in storage.listdir(folder) if name.isdecimal()]
-    folders = {int(name): storage.join(folder, name) for name in names}
-    return {n: own for n, own in folders.items() if n and snapshot.is_trained(own)}
+    folders = [storage.join(folder, name) for name in names if int(name)]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        bodies = list(pool.map(_trained, folders))
+    pairs = zip(folders, bodies, strict=True)
+    return {int(storage.name(own)): (own, body) for own, body in pairs if body is not None}
 
 
-def _upto(there: dict[str, dict[int, str]], most: int) -> dict[str, str]:
-    chosen: dict[str, str] = {}
+def _trained(folder: str) -> Body | None:
+    """Return the manifest of a complete snapshot of a network that has seen images, else None."""
+    path = storage.join(folder, snapshot.MANIFEST)
+    body = manifest.read_if_complete(path, snapshot.KIND, storage.sizes(folder))
+    return body if body and body["provenance"].get("images_seen") != 0 else None
+
+
+def _upto(there: dict[str, dict[int, tuple[str, Body]]], most: int) -> Lineup:
+    chosen: dict[str, tuple[str, Body]] = {}
     for member, found in there.items():
         reached = [n for n in found if n <= most]
         if not reached:
             break
         chosen[member] = found[max(reached)]
-    return chosen
+    return _lineup(chosen)
+
+
+def _lineup(chosen: dict[str, tuple[str, Body]], named: bool = False) -> Lineup:
+    folders = {name: folder for name, (folder, _) in chosen.items()}
+    return Lineup(folders, {name: body for name, (_, body) in chosen.items()}, named)
 
 
 def newest(config: EvalConfig) -> Lineup:
     """Return the newest snapshot of every member. Raises CheckpointError when one has none."""
-    chosen: dict[str, str] = {}
-    most = 0
+    chosen: dict[str, tuple[str, Body]] = {}
     for member in config.members:
         found = snapshots(config, member)
         if not found:
@@ -65,9 +93,8 @@ def newest(config: EvalConfig) -> Lineup:
                 f"`{storage.join(config.run_dir(member), 'snapshots')}`",
                 f"run `python -m train CONFIG member={member}`",
             )
-        most = max(most, *found)
         chosen[member] = found[max(found)]
-    return Lineup(most, chosen)
+    return _lineup(chosen)
 
 
 def of_cascade(folder: str) -> dict[str, str]:
@@ -81,24 +108,24 @@ def named(config: EvalConfig, folders: list[str]) -> Lineup:
 
     Raises CheckpointError for a folder that has no snapshot of a member of this project.
     """
-    own: dict[str, str] = {}
+    own: dict[str, tuple[str, Body]] = {}
     for folder in folders:
-        body = manifest.read(storage.join(folder, snapshot.MANIFEST), "snapshot", CheckpointError)
+        body = _read(folder)
         member = body["member"]
         if member not in config.members or member in own:
             what = "a second one" if member in own else "no member of this project"
             raise CheckpointError(f"`{folder}` is a snapshot of {member}, {what}")
-        own[member] = folder
+        own[member] = (folder, body)
     last = max(map(list(config.members).index, own))
-    chosen: dict[str, str] = {}
+    chosen: dict[str, tuple[str, Body]] = {}
     for member in list(config.members)[: last + 1]:
-        found = snapshots(config, member)
+        found = {} if member in own else snapshots(config, member)
         if member not in own and not found:
             raise CheckpointError(
                 f"member {member} has no snapshot, and none is named", "name one by --snapshot"
             )
-        chosen[member] = own.get(member) or found[max(found)]
-    return Lineup(_most(chosen), chosen)
+        chosen[member] = own[member] if member in own else found[max(found)]
+    return _named(config, chosen)
 
 
 def given(config: EvalConfig, cascade: str) -> Lineup:
@@ -109,13 +136,17 @@ def given(config: EvalConfig, cascade: str) -> Lineup:
             f"`{cascade}` has the members {', '.join(found)}, the config has "
             f"{', '.join(config.members)}"
         )
-    return Lineup(_most(found), found)
+    return _named(config, {name: (folder, _read(folder)) for name, folder in found.items()})
 
 
-def _most(chosen: dict[str, str]) -> int:
-    paths = [storage.join(folder, snapshot.MANIFEST) for folder in chosen.values()]
-    bodies = [manifest.read(path, "snapshot", CheckpointError) for path in paths]
-    return max(int(body["provenance"]["images_seen"]) for body in bodies)
+def _named(config: EvalConfig, chosen: dict[str, tuple[str, Body]]) -> Lineup:
+    """Return named snapshots as a line-up; as one of the project's own where they are that."""
+    own = any(lineup.bodies == _lineup(chosen).bodies for lineup in lineups(config))
+    return _lineup(chosen, named=not own)
+
+
+def _read(folder: str) -> Body:
+    return manifest.read(storage.join(folder, snapshot.MANIFEST), snapshot.KIND, CheckpointError)
 
 
 def finished(config: EvalConfig) -> bool:

@@ -1,9 +1,12 @@
 """Real images and captions from wherever they are, one after another: data set, tars, folder."""
 
 import contextlib
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
 
 from eval.features import evenly
 from imagen import manifest, storage
@@ -11,6 +14,11 @@ from imagen.data import tars
 from imagen.data.prepared import Prepared, Split
 from imagen.data.samples import IMAGE_EXTENSIONS, Bad, examine, read_caption
 from imagen.errors import ShardError, StorageError
+
+T = TypeVar("T")
+R = TypeVar("R")
+_THREADS = 8
+"""Files of a folder that are read at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +49,17 @@ class PreparedSource:
         """Text that changes when other images are read."""
         return f"{self.prepared.fingerprint} {' '.join(self.splits)} {self.most}"
 
-    def read(self, bad: Counter[str]) -> Iterator[Original]:
-        """Yield the images in order; `bad` counts nothing: what cannot be used was left out."""
+    def read(self, bad: Counter[str], pictures: bool = True) -> Iterator[Original]:
+        """Yield the images in order; `bad` counts nothing: what cannot be used was left out.
+
+        Without `pictures` they have no data, but captions.
+        """
         del bad
         for shard, row in self._places():
             caption = self.prepared.caption(shard, row)
             key = self.prepared.key(shard, row)
-            yield Original(key, self.prepared.image(shard, row), caption)
+            data = self.prepared.image(shard, row) if pictures else b""
+            yield Original(key, data, caption)
 
     def _places(self) -> list[tuple[int, int]]:
         found = [
@@ -80,8 +92,12 @@ class TarSource:
             return [tars.Tar(self.path, storage.version(self.path))]
         return tars.list_tars(self.path)
 
-    def read(self, bad: Counter[str]) -> Iterator[Original]:
-        """Yield the images in order; `bad` counts those left out, by reason."""
+    def read(self, bad: Counter[str], pictures: bool = True) -> Iterator[Original]:
+        """Yield the images in order; `bad` counts those left out, by reason.
+
+        A tar is read whole: `pictures` saves nothing.
+        """
+        del pictures
         for tar in self._tars():
             buffer = tars.open_tar(tar.path)
             members = tars.list_members(buffer, tar.path).members
@@ -111,23 +127,47 @@ class FolderSource:
         files = storage.scan(self.path)
         return manifest.fingerprint([[name, entry.version] for name, entry in files.items()])
 
-    def read(self, bad: Counter[str]) -> Iterator[Original]:
-        """Yield the images by name; `bad` counts captions that cannot be read."""
-        names = storage.listdir(self.path)
-        for name in names:
-            stem, _, extension = name.rpartition(".")
-            if extension.lower() not in IMAGE_EXTENSIONS:
-                continue
-            caption = None
-            if f"{stem}.txt" in names:
-                caption = self._caption(f"{stem}.txt", bad)
-            yield Original(stem, storage.get(storage.join(self.path, name)), caption)
+    def read(self, bad: Counter[str], pictures: bool = True) -> Iterator[Original]:
+        """Yield the images by name, read ahead; `bad` counts captions that cannot be read.
 
-    def _caption(self, name: str, bad: Counter[str]) -> str | None:
-        with contextlib.suppress(UnicodeError):
-            return read_caption(storage.get(storage.join(self.path, name)), False)
-        bad["caption not UTF-8"] += 1
-        return None
+        Without `pictures` they have no data, but captions.
+        """
+        names = storage.listdir(self.path)
+        there = set(names)
+        work = (
+            (stem, name if pictures else "", f"{stem}.txt" if f"{stem}.txt" in there else "")
+            for name in names
+            for stem, _, extension in [name.rpartition(".")]
+            if extension.lower() in IMAGE_EXTENSIONS
+        )
+        for stem, data, text in _read_ahead(self._files, work):
+            yield Original(stem, data, None if text is None else _caption(text, bad))
+
+    def _files(self, one: tuple[str, str, str]) -> tuple[str, bytes, bytes | None]:
+        stem, image, text = one
+        data = storage.get(storage.join(self.path, image)) if image else b""
+        return stem, data, storage.get(storage.join(self.path, text)) if text else None
+
+
+def _caption(data: bytes, bad: Counter[str]) -> str | None:
+    with contextlib.suppress(UnicodeError):
+        return read_caption(data, False)
+    bad["caption not UTF-8"] += 1
+    return None
+
+
+def _read_ahead(read: Callable[[T], R], work: Iterable[T]) -> Iterator[R]:
+    """Yield what `read` makes of each, in order, some being read while others are used."""
+    left, under_way = iter(work), deque[Future[R]]()
+    with ThreadPoolExecutor(_THREADS, "originals") as pool:
+        try:
+            under_way.extend(pool.submit(read, one) for one in islice(left, 2 * _THREADS))
+            while under_way:
+                found = under_way.popleft().result()
+                under_way.extend(pool.submit(read, one) for one in islice(left, 1))
+                yield found
+        finally:  # what nobody wants any more is not read
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 Source = PreparedSource | TarSource | FolderSource

@@ -54,8 +54,15 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], told: str = "table
     """Return a table; `head` and `told`, its name, are plain text, cells are HTML."""
     top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     top = f"<thead><tr>{top}</tr></thead>" if head else ""
-    body = "".join(f"<tr>{''.join(_cell(c) for c in row)}</tr>" for row in rows)
+    body = "".join(f"<tr>{_row(row)}</tr>" for row in rows)
     return scrolling(f"<table>{top}<tbody>{body}</tbody></table>", told)
+
+
+def _row(row: Sequence[str]) -> str:
+    """Return the cells of a row; a long title is the first to be broken where there is no room."""
+    first, rest = row[0], row[1:]
+    title = f'<td class="title">{first}</td>' if len(first) > 20 and "<" not in first else ""
+    return (title or _cell(first)) + "".join(map(_cell, rest))
 
 
 def _cell(html: str) -> str:

@@ -48,25 +48,33 @@ def choose(found: History, which: str, by: str | None = None) -> Evaluation:
 
     Raises ConfigError or StorageError when there is none.
     """
-    if not found.evaluations:
+    if not (found.evaluations or found.damaged):
         raise StorageError(
             f"`{found.config.evals}` has no finished evaluation to publish",
             "run `python -m eval CONFIG`",
         )
     if which not in ("newest", "best"):
         named = [one for one in found.evaluations if one.name == which]
+        for damage in found.damaged:
+            if damage.key[0] == which:
+                raise damage
         if not named:
             names = ", ".join(one.name for one in found.evaluations)
             raise ConfigError(f"there is no evaluation {which!r}", f"there are: {names}")
         return named[0]
-    whole = [e for e in found.comparable if e.body.get("complete_cascade", True)]
+    if found.damaged:
+        raise found.damaged[0]  # it may be the newest or the best
+    whole = [e for e in found.comparable if e in found.usual]
+    whole = [e for e in whole if e.body.get("complete_cascade", True)]
     if not whole:
         raise StorageError(
-            "no finished evaluation has all members of the project",
+            "no finished evaluation has all members of the project, but of chosen snapshots",
             "train the others, or name one of those below with --evaluation: "
             + ", ".join(one.name for one in found.evaluations),
         )
-    return whole[-1] if which == "newest" else _best(whole, by)
+    if which == "best":
+        return _best(whole, by)
+    return found.newest if found.newest in whole else whole[-1]
 
 
 def _best(whole: list[Evaluation], by: str | None) -> Evaluation:

@@ -1,7 +1,9 @@
 """Images of finished chunks, read a chunk at a time: there may be more than fit into memory."""
 
+import functools
+from collections import OrderedDict
 from collections.abc import Sequence
-from functools import lru_cache
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import overload
 
 import numpy as np
@@ -10,14 +12,43 @@ import safetensors.numpy
 from eval.sampling import CHUNK_IMAGES, Chunk
 from imagen import storage
 
+_THREADS = 8
+"""Chunks that are read at once."""
+_AHEAD = 4
+"""Chunks that are read before they are asked for, where they are asked for one after another."""
+_KEPT = 16
+"""Chunks in memory: those of a block of `eval.score`, which goes through its members one by one."""
+
+Arrays = dict[str, np.ndarray]
+
+
+class Chunks:
+    """The chunks of an evaluation, which all members look into; those that come next are read."""
+
+    def __init__(self, work: Sequence[Chunk]) -> None:
+        self.work = work
+        self._found: OrderedDict[int, Future[Arrays]] = OrderedDict()
+        self._last = -1
+
+    def __call__(self, number: int) -> Arrays:
+        """Return the arrays of a chunk by member."""
+        ahead = _AHEAD if number == self._last + 1 else 0
+        for wanted in range(min(number + ahead, len(self.work) - 1), number - 1, -1):
+            if wanted not in self._found:
+                self._found[wanted] = _pool().submit(_arrays, self.work[wanted].path)
+            self._found.move_to_end(wanted)
+        self._last = number
+        while len(self._found) > _KEPT:
+            self._found.popitem(last=False)
+        return self._found[number].result()
+
 
 class ChunkImages(Sequence[np.ndarray]):
     """One member's images in the order of the items, uint8 (h, w, c)."""
 
-    def __init__(self, work: Sequence[Chunk], member: str) -> None:
-        self._work, self._member = work, member
-        self._length = sum(len(chunk.items) for chunk in work)
-        self._read = lru_cache(maxsize=1)(self._read_chunk)
+    def __init__(self, chunks: Chunks, member: str) -> None:
+        self._chunks, self._member = chunks, member
+        self._length = sum(len(chunk.items) for chunk in chunks.work)
 
     def __len__(self) -> int:
         return self._length
@@ -32,19 +63,24 @@ class ChunkImages(Sequence[np.ndarray]):
         if not -self._length <= i < self._length:
             raise IndexError(i)
         chunk, row = divmod(i % self._length, CHUNK_IMAGES)
-        return self._read(chunk)[row]
-
-    def _read_chunk(self, number: int) -> np.ndarray:
-        arrays = safetensors.numpy.load(storage.get(self._work[number].path))
-        return arrays[self._member].transpose(0, 2, 3, 1)
+        return self._chunks(chunk)[self._member][row].transpose(1, 2, 0)
 
 
-def features(work: Sequence[Chunk], names: str) -> dict[str, np.ndarray]:
+def features(work: Sequence[Chunk], names: str) -> Arrays:
     """Return what the extractor named by its fingerprint found, float32 (n, d) by array name.
 
     {} where `names` is empty: there is no extractor.
     """
     if not names:
         return {}
-    parts = [safetensors.numpy.load(storage.get(chunk.features(names))) for chunk in work]
+    parts = list(_pool().map(_arrays, [chunk.features(names) for chunk in work]))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _arrays(path: str) -> Arrays:
+    return safetensors.numpy.load(storage.get(path))
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_THREADS, "chunks")

@@ -7,6 +7,7 @@ through the driver while others sample, and a killed evaluation continues where 
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ CHUNK_IMAGES = 10
 """Few enough to lose little by a kill, enough for one batch to keep a core busy."""
 RESTARTS = 3
 """Times that an actor may die and be started again."""
+AT_ONCE = 8
+"""Files that are read at once."""
 POOL = "imagen_eval"
 """Custom resource of nodes that are for evaluation; where there are any, no other is used."""
 
@@ -161,7 +164,8 @@ def sample_missing(source: Source, work: Sequence[Task], done: Callable[[int], N
     import ray
     from ray.exceptions import RayActorError
 
-    count, takes = actors(ray.cluster_resources(), len(work))
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    count, takes = actors(nodes, len(work))
     actor: Any = ray.remote(**takes, max_restarts=RESTARTS, max_task_retries=RESTARTS)(Sampler)
     workers = [actor.remote(source) for _ in range(count)]
     waiting, left, idle = deque(work), len(work), []
@@ -184,17 +188,20 @@ def sample_missing(source: Source, work: Sequence[Task], done: Callable[[int], N
             running[worker.sample.remote(task)] = (worker, task)
 
 
-def actors(cluster: Mapping[str, float], work: int) -> tuple[int, dict[str, Any]]:
-    """Return how many actors sample, and what each takes of the cluster.
+def actors(nodes: Sequence[Mapping[str, float]], work: int) -> tuple[int, dict[str, Any]]:
+    """Return how many actors sample, and what each takes, of nodes with these resources.
 
     Where nodes have the resource `imagen_eval`, only they are used: elastic training must not find
     its nodes taken (shared/knowledge: ray.md, P3).
     """
-    gpus = int(cluster.get("GPU", 0))
+    own = [node for node in nodes if POOL in node]
+    there = own or nodes
+    gpus = int(sum(node.get("GPU", 0) for node in there))
+    cores = int(sum(node.get("CPU", 0) for node in there))
     takes: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": 1}
-    if POOL in cluster:
+    if own:
         takes["resources"] = {POOL: 0.001}
-    return max(1, min(work, gpus or int(cluster.get("CPU", 1)))), takes
+    return max(1, min(work, gpus or cores)), takes
 
 
 def sweep(work: Sequence[Chunk | Film], source: Source) -> None:
@@ -208,10 +215,13 @@ def sweep(work: Sequence[Chunk | Film], source: Source) -> None:
 
 
 def entries(folder: str, work: Sequence[Chunk | Film], source: Source) -> dict[str, dict[str, Any]]:
-    """Return the files of the chunks as a manifest of `folder` lists them."""
-    listed = {}
-    for path in (path for task in work for path in source.files(task)):
+    """Return the files of the tasks as a manifest of `folder` lists them."""
+    paths = [path for task in work for path in source.files(task)]
+
+    def entry(path: str) -> tuple[str, dict[str, Any]]:
         data = storage.get(path)
-        name = path.removeprefix(folder).lstrip("/")
-        listed[name] = {"bytes": len(data), "crc32c": storage.crc32c(data)}
-    return listed
+        listed = {"bytes": len(data), "crc32c": storage.crc32c(data)}
+        return path.removeprefix(folder).lstrip("/"), listed
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:  # a bucket takes its time for each answer
+        return dict(pool.map(entry, paths))

@@ -11,7 +11,7 @@ import numpy as np
 
 from eval import extractors
 from eval.config import EvalConfig, EvalSection
-from eval.features import colours
+from eval.features import colours, evenly
 from eval.measures import distribution, fit, intervals
 from eval.measures.fidelity import Fidelity
 from eval.measures.numbers import Numbers, own_accuracy
@@ -160,15 +160,17 @@ def _judged(seen: _Seen, real: Yardstick) -> tuple[dict[str, Any], dict[str, lis
 def _distribution(
     section: EvalSection, seen: _Seen, real: Yardstick, features: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
-    rows = _rows(section, seen, features)
+    rows, name = _rows(section, seen, features), extractors.name_of(section.features)
+    if real.left_out:
+        return {"distribution": {name: {"left_out": real.left_out}}}
     if rows is None or real.statistics is None:
         return {}
     body = distribution.figures(rows, real.statistics)
     if real.components is not None and len(real.heldout.images) > 1:
-        body["heldout"] = distribution.point(
-            real.components(colours(real.heldout.images[: len(rows)])), real.statistics
-        )
-    return {"distribution": {extractors.name_of(section.features): body}}
+        # as many as there are samples, from the whole split: shards may be sorted
+        images = evenly(real.heldout.images, len(rows))
+        body["heldout"] = distribution.point(real.components(colours(images)), real.statistics)
+    return {"distribution": {name: body}}
 
 
 def _rows(

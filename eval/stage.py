@@ -15,12 +15,15 @@
 ```
 """
 
+import json
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from eval import curves, extractors, lineups, prompts, reference, report, sweeps
-from eval.claim import claim, held_by
+from eval.claim import Taken, claim, held_by
 from eval.config import EvalConfig
 from eval.evaluation import CONFIG, GRID, KIND, MANIFEST, METRICS, PREVIEW, Evaluation, evaluate
 from eval.inputs import Inputs, check_data, check_sampling, gather, of_members
@@ -33,6 +36,9 @@ from imagen.text.encoder import encoder_fingerprint
 from runtime.state import StageState
 
 REPORT = "report.html"
+FAILED, ASSEMBLING = "failed", ".assembling"
+ASSEMBLING_S = 600.0
+"""How long another process may assemble the cascade."""
 
 
 def folder_of(config: EvalConfig, inputs: Inputs) -> str:
@@ -50,11 +56,15 @@ class Found:
     done: tuple[str, dict[str, Any]] | None
     """Folder and manifest."""
 
+    named: bool = False
+    """Whether a person chose the snapshots."""
+
     @classmethod
     def of(cls, config: EvalConfig, lineup: Lineup | None = None) -> "Found":
         """Look at a line-up; None: the newest of every member. Raises CheckpointError."""
+        lineup = lineup or lineups.newest(config)
         inputs = gather(config, lineup)
-        return cls(config, inputs, _finished(config, inputs))
+        return cls(config, inputs, _finished(config, inputs), lineup.named)
 
     @property
     def folder(self) -> str:
@@ -69,15 +79,24 @@ class Found:
         body = assembly.describe(self.inputs.snapshots, config.text, fingerprint)
         complete = len(config.members) == len(self.config.members)
         cascade_fingerprint = manifest.fingerprint(body)
-        return Evaluation(config, self.inputs, cascade_fingerprint, self.folder, complete)
+        return Evaluation(
+            config, self.inputs, cascade_fingerprint, self.folder, complete, self.named
+        )
 
 
 def is_done(config: EvalConfig, lineup: Lineup) -> bool:
-    """Tell whether a line-up has a finished evaluation; one that cannot be read has none."""
+    """Tell whether a line-up has a finished evaluation; one that cannot be read has none.
+
+    Its manifest, written last, is trusted: it is looked for at every line-up again and again.
+    """
     try:
-        return Found.of(config, lineup).done is not None
+        inputs = gather(config, lineup)
     except ImagenError:
         return False
+    data = storage.get_if_there(storage.join(folder_of(config, inputs), MANIFEST))
+    with suppress(ValueError, AttributeError):  # damaged
+        return data is not None and json.loads(data).get("fingerprint") == inputs.fingerprint
+    return False
 
 
 def state(config: EvalConfig, lineup: Lineup | None = None) -> StageState:
@@ -175,23 +194,37 @@ def run(config: EvalConfig, address: str | None = None, lineup: Lineup | None = 
     prepared = reference.open_data(config.index)
     check_data(found.inputs, prepared)
     if lineup is None:
-        _assemble(config, found.inputs)
+        assemble(config, found.inputs)
     if found.done is None:
-        with claim(found.folder):
-            found = Found.of(config, lineup)  # perhaps it was finished while we waited
-            if found.done is None:
-                evaluation = found.evaluation
-                evaluate(evaluation, prepared, address)
-                curves.tell(config, evaluation.folder)
-    written = storage.exists(storage.join(config.evals, REPORT))
-    if found.done is None or not written:
+        with claim(found.folder) as check:
+            done = _finished(config, found.inputs)  # perhaps it was finished while we waited
+            if done is None:
+                evaluate(found.evaluation, prepared, address, check)
+                storage.delete(failure(config, found.folder))
+                curves.tell(config, found.folder)
+    if found.done is None or not storage.exists(storage.join(config.evals, REPORT)):
         report.write(config)
     return state(config, lineup)
 
 
-def _assemble(config: EvalConfig, inputs: Inputs) -> None:
-    snapshots = inputs.snapshots
-    cascade.assemble(config.cascade, snapshots, config.text, encoder_fingerprint(config.text))
+def failure(config: EvalConfig, folder: str) -> str:
+    """Return the path of the note about an evaluation that failed."""
+    return storage.join(config.evals, FAILED, f"{storage.name(folder)}.json")
+
+
+def assemble(config: EvalConfig, inputs: Inputs) -> None:
+    """Assemble members into `<out>/cascade`, one process at a time. Raises claim.Taken."""
+    fingerprint = encoder_fingerprint(config.text)
+    deadline = time.monotonic() + ASSEMBLING_S
+    while True:
+        try:
+            with claim(storage.join(config.evals, ASSEMBLING)):
+                cascade.assemble(config.cascade, inputs.snapshots, config.text, fingerprint)
+            return
+        except Taken:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1.0)
 
 
 def plan(config: EvalConfig, lineup: Lineup | None = None) -> list[str]:

@@ -7,7 +7,7 @@ for KID, precision and recall, and says of which images and by which network it 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,9 +20,10 @@ from eval.measures.frechet import Gaussian
 from eval.originals import Original, Source
 from imagen import storage
 from imagen.data.images import Size, decode
+from imagen.data.images import told as in_words
 from imagen.errors import ConfigError, ShardError
 
-FORMAT = "imagen/statistics/1"
+FORMAT = "imagen/statistics/2"
 MOST_FEATURES = 10_000
 """Images whose features are kept."""
 _BATCH = 64
@@ -45,6 +46,9 @@ class Statistics:
     """Text that changes when other images are read."""
     unreadable: dict[str, int] = field(default_factory=dict)
     """Images left out, by reason."""
+    size: tuple[int, int] = (0, 0)
+    """Height and width at which the images were looked at; zeros: never kept in a file."""
+    channels: int = 0
 
     @classmethod
     def of(cls, network: str, what: str, rows: np.ndarray) -> "Statistics":
@@ -64,7 +68,12 @@ class Look:
 
     def identity(self, source: Source) -> str:
         """Return a text that changes when the statistics would."""
-        return f"{source.identity} {self.size} {self.channels} {self.network}"
+        return f"{FORMAT} {source.identity} {self.shape} {self.channels} {self.network}"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
 
 
 class _Sum:
@@ -91,12 +100,25 @@ class _Sum:
         return np.stack([row for _, row in self._kept]).astype(np.float32)
 
 
+def usable(source: Source, look: Look, bad: Counter[str]) -> Iterator[tuple[Original, np.ndarray]]:
+    """Yield the images that statistics use, as they are looked at; `bad` counts the others."""
+    for original in source.read(bad):
+        image = _decoded(original, look, bad)
+        if image is not None:
+            yield original, image
+
+
 def gather(
-    source: Source, look: Look, extract: Extract, done: Callable[[int], None] = lambda _: None
+    source: Source,
+    look: Look,
+    extract: Extract,
+    done: Callable[[int], None] = lambda _: None,
+    used: Callable[[Original], None] = lambda _: None,
 ) -> Statistics:
     """Return the statistics of a source's images, read a chunk at a time.
 
-    `done(images)` is called for each chunk. Raises ShardError when no image can be read.
+    `done(images)` is called for each chunk, `used(original)` for each image that is in them. Raises
+    ShardError when no image can be read.
     """
     bad, found, chunk = Counter[str](), _Sum(), list[tuple[str, np.ndarray]]()
 
@@ -106,10 +128,9 @@ def gather(
             done(len(chunk))
             chunk.clear()
 
-    for original in source.read(bad):
-        image = _decoded(original, look, bad)
-        if image is not None:
-            chunk.append((original.name, image))
+    for original, image in usable(source, look, bad):
+        used(original)
+        chunk.append((original.name, image))
         if len(chunk) == _BATCH:
             flush()
     flush()
@@ -122,6 +143,8 @@ def gather(
         found.features(),
         look.identity(source),
         dict(sorted(bad.items())),
+        look.shape,
+        look.channels,
     )
 
 
@@ -148,6 +171,8 @@ def save(path: str, found: Statistics) -> None:
         "what": found.what,
         "identity": found.identity,
         "unreadable": found.unreadable,
+        "size": found.size,
+        "channels": found.channels,
     }
     storage.put(path, safetensors.numpy.save(arrays, {"imagen": json.dumps(told)}))
 
@@ -167,6 +192,8 @@ def load(path: str) -> Statistics:
             arrays["features"],
             told["identity"],
             told["unreadable"],
+            (int(told["size"][0]), int(told["size"][1])),
+            int(told["channels"]),
         )
     except (ValueError, KeyError, safetensors.SafetensorError) as err:
         raise ConfigError(
@@ -181,13 +208,21 @@ def _told(data: bytes) -> dict[str, Any]:
     return json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["imagen"])
 
 
-def check(path: str, network: str) -> Statistics:
-    """Read statistics that are of a network. Raises ConfigError when they are of another."""
+def check(path: str, look: Look) -> tuple[Statistics | None, str]:
+    """Read statistics that are of a network: of images of that look, or else why they are not.
+
+    Raises ConfigError when they are of another network.
+    """
     found = load(path)
-    if found.network != network:
+    if found.network != look.network:
         raise ConfigError(
             f"eval.features.reference `{path}` is of the network {found.network}, "
-            f"eval.features.network is {network}",
+            f"eval.features.network is {look.network}",
             "make it again with `python -m eval statistics`, or set eval.features.network",
         )
-    return found
+    if (found.size, found.channels) == (look.shape, look.channels):
+        return found, ""
+    return None, (
+        f"`{path}` is of images of {in_words(*found.size)} px, {found.channels} channels, the "
+        f"samples have {in_words(*look.shape)} px, {look.channels} channels"
+    )

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from eval import lineups, report, stage
 from eval.claim import Taken
 from eval.config import EvalConfig
+from eval.inputs import gather
 from eval.lineups import Lineup
 from imagen import storage
 from imagen.errors import ConfigError, ImagenError, StorageError
@@ -23,7 +24,6 @@ from imagen.project import absolute
 from runtime.cli import user_error
 
 TRIES = 3
-FAILED = "failed"
 POLL_S = 10.0
 
 
@@ -46,18 +46,26 @@ def missing(config: EvalConfig) -> list[Lineup]:
 
 
 def once(config: EvalConfig, address: str | None, tell: Callable[[str], None]) -> Round:
-    """Evaluate every line-up that has no result, and assemble the newest cascade.
+    """Evaluate every line-up that has no result, and assemble the newest cascade that has one.
 
     Raises ConfigError at once: it would be the same for all.
     """
     config, came_to = absolute(config), Round()
     for lineup in missing(config):
         _try(config, lineup, address, came_to, tell)  # each starts a local Ray where none is given
-    if came_to.failed or came_to.taken:
-        report.write(config)  # with the failures
-    elif all(lineups.snapshots(config, member) for member in config.members):
-        stage.run(config, address)
+    if set(came_to.failed) - set(came_to.given_up):
+        report.write(config)  # with what has just failed
+    _assemble(config)
     return came_to
+
+
+def _assemble(config: EvalConfig) -> None:
+    """Assemble the newest cascade, if it is evaluated; else a later round does both."""
+    if not all(lineups.snapshots(config, member) for member in config.members):
+        return
+    newest = lineups.newest(config)
+    if stage.is_done(config, newest):
+        stage.assemble(config, gather(config, newest))
 
 
 def watch(
@@ -70,20 +78,24 @@ def watch(
 
     Returns the last round. A store that does not answer for a while is waited for.
     """
-    config, told = absolute(config), ""
+    config, told = absolute(config), set[str]()
+
+    def tell_once(text: str) -> None:
+        if text not in told:
+            told.add(text)
+            tell(text)
+
     while True:
         over = lineups.finished(config)  # before the look, which then misses nothing
         try:
-            came_to = once(config, address, tell)
+            came_to = once(config, address, tell_once)
         except StorageError as err:
             tell(f"waits for the store, and tries again: {err.message}")
             pause(POLL_S)
             continue
         if over and not came_to.taken and set(came_to.failed) <= set(came_to.given_up):
             return came_to
-        if not told:
-            told = "waits for new snapshots; stop it with Ctrl-C, nothing is lost"
-            tell(told)
+        tell_once("waits for new snapshots; stop it with Ctrl-C, nothing is lost")
         pause(POLL_S)
 
 
@@ -95,16 +107,20 @@ def _try(
     tell: Callable[[str], None],
 ) -> None:
     try:
-        name = storage.name(stage.Found.of(config, lineup).folder)
+        name = storage.name(stage.folder_of(config, gather(config, lineup)))
     except ImagenError as err:
-        if not _gone(lineup):
-            came_to.failed[str(lineup.images)] = err.message
-            tell(f"{lineup.images:,} images: {err.message}")
+        if not _gone(lineup):  # its members do not fit each other: no try would change that
+            name = f"{lineup.images:,} images"
+            came_to.failed[name] = err.message
+            came_to.given_up.append(name)
+            tell(f"{name}: {err.message}")
         return
     tries = failures(config, name)
     if tries >= TRIES:
         came_to.given_up.append(name)
-        came_to.failed[name] = f"{tries} tries failed (delete `{_path(config, name)}` for another)"
+        came_to.failed[name] = (
+            f"{tries} tries failed (delete `{stage.failure(config, name)}` for another)"
+        )
         return
     tell(f"{name}: {' and '.join(lineup.snapshots)} at {lineup.images:,} images")
     try:
@@ -121,7 +137,6 @@ def _try(
         came_to.failed[name] = _note(config, name, tries + 1, err)
         tell(f"{name} failed, try {tries + 1} of {TRIES}: {came_to.failed[name]}")
     else:
-        storage.delete(_path(config, name))
         came_to.done.append(name)
         tell(f"{name}: {state.detail}")
 
@@ -134,7 +149,7 @@ def _gone(lineup: Lineup) -> bool:
 
 def failures(config: EvalConfig, name: str) -> int:
     """Return how often an evaluation has failed."""
-    path = _path(config, name)
+    path = stage.failure(config, name)
     with suppress(ValueError, KeyError):  # damaged: it is counted anew
         return int(json.loads(storage.get(path))["tries"]) if storage.exists(path) else 0
     return 0
@@ -146,12 +161,8 @@ def _note(config: EvalConfig, name: str, tries: int, err: Exception) -> str:
     reason = "".join(traceback.format_exception(err)).strip() if known is None else known.message
     note = {"tries": tries, "reason": reason, "time": round(time.time(), 3)}
     with suppress(StorageError):  # a store that is gone: it is told, at least
-        storage.put(_path(config, name), json.dumps(note, indent=1).encode() + b"\n")
+        storage.put(stage.failure(config, name), json.dumps(note, indent=1).encode() + b"\n")
     return reason
-
-
-def _path(config: EvalConfig, name: str) -> str:
-    return storage.join(config.evals, FAILED, f"{name}.json")
 
 
 def say(text: str) -> None:

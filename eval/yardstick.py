@@ -1,5 +1,6 @@
 """What samples are held against: real images, a judge that learns from them, their statistics."""
 
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +44,8 @@ class Yardstick:
     """None: samples are compared in another network's features, or not at all."""
     statistics: Statistics | None = None
     """What the features of samples are compared with."""
+    left_out: str = ""
+    """Why there are none to compare with, where a reference was given."""
 
 
 def yardstick(
@@ -62,20 +65,20 @@ def yardstick(
             f"none of the {training.total} training images is readable: {dict(training.unreadable)}"
         )
     heldout = reference.load(prepared, "heldout", shape, channels)
-    components, found = None, None
+    components, found, left_out = None, None, ""
     if section.features.network == extractors.PCA:
         components = Components.fit(evenly(training.images, MOST_FITTED))
         rows = components(colours(training.images))
         what = f"{len(rows):,} of {training.total:,} training images"
         found = Statistics.of(components.fingerprint, what, rows)
     elif extractors.has_network(section.features):
-        found = _statistics(prepared, last, section, keep)
+        found, left_out = _statistics(prepared, last, section, keep)
     if section.judge == SHAPES:
         trained, scenes = _shapes(prepared, training, heldout, last)
     else:
         trained, scenes = None, {}
     judge = Judge.fit(training.images, training.labels()) if section.judge == DIGITS else None
-    return Yardstick(training, heldout, judge, trained, scenes, components, found)
+    return Yardstick(training, heldout, judge, trained, scenes, components, found, left_out)
 
 
 def _shapes(
@@ -100,23 +103,30 @@ def _shapes(
 
 def _statistics(
     prepared: Prepared, last: MemberConfig, section: EvalSection, keep: str
-) -> Statistics:
-    """Return the statistics of the reference file, or else of the training images."""
+) -> tuple[Statistics | None, str]:
+    """Return the statistics of the reference file, or else of the training images.
+
+    None, and why, where the file is of another size: the base alone, say, is not compared with what
+    the whole cascade draws.
+    """
     network = extractors.network_fingerprint(section.features)
-    if section.features.reference:
-        return statistics.check(section.features.reference, network)
-    source = PreparedSource(prepared, ("train",), MOST_LOOKED_AT)
     look = statistics.Look(last.shape, last.network.channels, network)
+    if section.features.reference:
+        found, left_out = statistics.check(section.features.reference, look)
+        if left_out:
+            print(f"warning: no distance to the reference: {left_out}", file=sys.stderr)
+        return found, left_out
+    source = PreparedSource(prepared, ("train",), MOST_LOOKED_AT)
     path = ""
     if keep:
         path = storage.join(keep, f"{manifest.fingerprint(look.identity(source))}.safetensors")
         if storage.exists(path):
-            return statistics.load(path)
+            return statistics.load(path), ""
     extract = extractors.load(section.features, device())
     found = statistics.gather(source, look, extract)
     if path:
         statistics.save(path, found)
-    return found
+    return found, ""
 
 
 def device() -> str:

@@ -50,7 +50,7 @@ def get(path: str) -> bytes:
 
 
 def get_if_there(path: str) -> bytes | None:
-    """Return the bytes of a file, None when there is none: one request where `exists` is another."""
+    """Return the bytes of a file, None when there is none; `exists` would be a request more."""
     try:
         return get(path)
     except StorageError as err:

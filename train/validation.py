@@ -201,6 +201,7 @@ def _moved(batch: TrainBatch, device: torch.device, keep: float = 1.0) -> TrainB
 
 def summary(found: Losses) -> dict[str, Any]:
     """Return what a result says of one set of weights: means, standard errors, counts."""
+    found = _by_noise(found)
     told: dict[str, Any] = {
         "loss": mean(found.captioned),
         "bins": bins(found.logsnr, found.captioned),
@@ -216,10 +217,26 @@ def summary(found: Losses) -> dict[str, Any]:
     return told
 
 
+def _by_noise(found: Losses) -> Losses:
+    """Return the same losses in the order of log-SNR, which that of the strata is."""
+    order = np.argsort(found.logsnr, kind="stable")
+    others = (found.without, found.shuffled)
+    without, shuffled = (None if part is None else part[order] for part in others)
+    return Losses(found.logsnr[order], found.captioned[order], without, shuffled, found.bad)
+
+
 def mean(values: Float64) -> dict[str, Any]:
-    """Return mean, standard error of the mean and count; None where there are too few for it."""
+    """Return mean, standard error of the mean and count; None where there are too few for it.
+
+    `values` are in the order of log-SNR, one of each stratum: how the loss depends on the noise is
+    no error of the mean. So the variance is that of successive differences (von Neumann, Kent,
+    Bellinson & Hart 1941, Ann. Math. Stat. 12:153; Wolter 1984, JASA 79:781, for ordered strata).
+    """
     count = len(values)
-    error = float(values.std(ddof=1)) / count**0.5 if count > 1 else None
+    error = None
+    if count > 1:
+        squares = float((np.diff(values) ** 2).sum())
+        error = (squares / 2 * count / (count - 1)) ** 0.5 / count
     return {"mean": _short(values.mean() if count else None), "sem": _short(error), "count": count}
 
 
@@ -229,7 +246,10 @@ def _short(value: Any) -> float | None:
 
 
 def bins(logsnr: Float64, values: Float64) -> list[dict[str, Any]]:
-    """Return mean, error and count by log-SNR, low (noisy) to high, empty bins left out."""
+    """Return mean, error and count by log-SNR, low (noisy) to high, empty bins left out.
+
+    Values are in the order of log-SNR.
+    """
     at = np.digitize(logsnr, EDGES)
     borders = list(pairwise((None, *EDGES, None)))
     filled = [(borders[i], values[at == i]) for i in range(len(borders)) if (at == i).any()]

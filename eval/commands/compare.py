@@ -12,7 +12,7 @@ paths or any fsspec URL. A table goes to stdout; --out also writes a page with p
 """
 EPILOG = """\
 how to read it  B - A is of pairs of images with the same prompt and seed, where both have them
-                and note a value for each image; its 95 % interval is a bootstrap of the pairs, and
+                and note a value for each image; its 95 % interval is Student's t of the pairs, and
                 shares are judged by McNemar's exact test. Other figures are compared by their
                 intervals as if they were independent, which is too careful, never too bold.
 

@@ -2,12 +2,13 @@
 
 import argparse
 import hashlib
+import sys
 from collections import Counter
 from dataclasses import replace
 
 from eval import extractors, inception, originals, reference, statistics
 from eval.config import EvalConfig, FeaturesConfig
-from eval.originals import PreparedSource, Source
+from eval.originals import Original, PreparedSource, Source
 from eval.yardstick import device
 from imagen import storage
 from imagen.config import load_config
@@ -21,7 +22,8 @@ a file of captions to sample from, for eval.prompts.
 
 SOURCE is a config (its prepared data set), a folder or URL of WebDataset tars, one .tar, or a
 folder or URL of images. Images are cut in the middle and scaled to one size; what cannot be read,
-or is smaller, is left out and counted.
+or is smaller, is left out and counted. With --size or --out captions are chosen among the images
+that are left.
 """
 MORE = """\
 examples
@@ -74,10 +76,13 @@ def run(args: argparse.Namespace) -> int:
         print(f"images      cut and scaled to {look.size} px, features of {look.network}")
         print(*(f"to write    {path}" for path in (args.out, args.captions) if path), sep="\n")
         return 0
-    if args.captions:
-        _write_captions(args, source)
+    captions = _Captions(args.seed) if args.captions else None
     if args.out:
-        _write_statistics(args.out, source, look, features)
+        _write_statistics(args.out, source, look, features, captions)
+    elif captions is not None:
+        captions.read(source, look if args.size else None)
+    if captions is not None:
+        captions.write(args.captions, source, args.count)
     return 0
 
 
@@ -107,36 +112,69 @@ def _inputs(args: argparse.Namespace) -> tuple[Source, statistics.Look, Features
 
 
 def _write_statistics(
-    path: str, source: Source, look: statistics.Look, features: FeaturesConfig
+    path: str,
+    source: Source,
+    look: statistics.Look,
+    features: FeaturesConfig,
+    captions: "_Captions | None",
 ) -> None:
+    """Write statistics that are not there yet, and collect the captions of the images in them."""
     if storage.exists(path) and statistics.load(path).identity == look.identity(source):
         print(f"{path}: is there already")
+        if captions is not None:
+            captions.read(source, look)
         return
     if features.network == extractors.INCEPTION:
         inception.check(features.weights)
     extract = extractors.load(features, device())
+    used = (lambda _: None) if captions is None else captions.add
     with progress.bar("look at", None, "images") as bar:
-        found = statistics.gather(source, look, extract, bar.advance)
+        found = statistics.gather(source, look, extract, bar.advance, used)
     statistics.save(path, found)
     print(f"{path}: {found.what}, {len(found.gaussian.mean)} features of {found.network}")
     for reason, count in found.unreadable.items():
         print(f"left out    {count:,}: {reason}")
 
 
-def _write_captions(args: argparse.Namespace, source: Source) -> None:
-    """Write the captions whose images' names have the smallest hashes with the seed."""
-    bad, ranked = Counter[str](), []
-    for original in source.read(bad):
+class _Captions:
+    """Captions of images, to choose those whose images' names have the smallest hashes."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._bad, self._ranked = Counter[str](), list[tuple[bytes, str]]()
+
+    def read(self, source: Source, look: statistics.Look | None) -> None:
+        """Collect the captions of all images, or of those that statistics of a look use."""
+        if look is None:
+            found = source.read(self._bad, pictures=False)
+        else:
+            found = (original for original, _ in statistics.usable(source, look, self._bad))
+        for original in found:
+            self.add(original)
+
+    def add(self, original: Original) -> None:
+        """Collect a caption, or count that there is none."""
         caption = " ".join((original.caption or "").split())
         if not caption:
-            bad["no caption"] += 1
-            continue
+            self._bad["no caption"] += 1
+            return
         name = original.name.encode("utf8", "surrogateescape")
-        ranked.append((hashlib.sha256(b"%d/%s" % (args.seed, name)).digest(), caption))
-    if not ranked:
-        raise ShardError(f"no {source.what} have captions: {dict(bad) or 'there are none'}")
-    chosen = [caption for _, caption in sorted(ranked)[: args.count]]
-    storage.put(args.captions, "".join(f"{line}\n" for line in chosen).encode("utf8"))
-    print(f"{args.captions}: {len(chosen):,} of {len(ranked):,} captions")
-    for reason, count in sorted(bad.items()):
-        print(f"left out    {count:,}: {reason}")
+        rank = hashlib.sha256(b"%d/%s" % (self._seed, name)).digest()
+        self._ranked.append((rank, caption))
+
+    def write(self, path: str, source: Source, count: int) -> None:
+        """Write the chosen captions, one a line. Raises ShardError when there are none."""
+        if not self._ranked:
+            reason = dict(self._bad) or "there are none"
+            raise ShardError(f"no {source.what} have captions: {reason}")
+        chosen = [caption for _, caption in sorted(self._ranked)[:count]]
+        storage.put(path, "".join(f"{line}\n" for line in chosen).encode("utf8"))
+        print(f"{path}: {len(chosen):,} of {len(self._ranked):,} captions")
+        for reason, left_out in sorted(self._bad.items()):
+            print(f"left out    {left_out:,}: {reason}")
+        if len(chosen) < count:
+            print(
+                f"warning: `{path}` has {len(chosen):,} captions where {count:,} were asked for: "
+                f"there are no more",
+                file=sys.stderr,
+            )

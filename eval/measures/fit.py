@@ -1,7 +1,8 @@
 """How well images fit their prompts by CLIP, and what is left of that with others' prompts.
 
-100 max(cos, 0) of the embeddings (Hessel et al., arXiv:2104.08718, section 3, whose w is 2.5 where
-we have the 100 of torchmetrics): 40 times theirs, and above 30 for good images by ViT-B/32.
+100 max(cos, 0) of the embeddings, as torchmetrics has it, and above 30 for good images by ViT-B/32.
+Hessel et al. (arXiv:2104.08718, section 3) have w = 2.5 in place of the 100, and put "A photo
+depicts" before each text, which we leave as it is: our scores are not 40 times theirs.
 """
 
 from collections.abc import Sequence

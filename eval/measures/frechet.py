@@ -79,10 +79,46 @@ def figure(rows: np.ndarray, reference: Gaussian) -> dict[str, Any]:
     Interval: jackknife over at most `GROUPS` groups of rows, the reference taken as it is. Few
     rows make the distance too large, which no interval shows: compare equal numbers of images.
     """
-    groups = [Gaussian.of(part) for part in np.array_split(rows, min(GROUPS, len(rows)))]
-    whole = sum(groups[1:], groups[0])
-    value = distance(whole, reference)
+    value, left_out = (_of_few if len(rows) < rows.shape[1] else _of_many)(rows, reference)
     if len(rows) < 3:
         return intervals.figure(value, None, len(rows))
-    error = intervals.jackknife_error([distance(whole - g, reference) for g in groups])
+    error = intervals.jackknife_error(left_out)
     return intervals.figure(value, intervals.around(value, error, low=0.0), len(rows))
+
+
+def _of_many(rows: np.ndarray, reference: Gaussian) -> tuple[float, list[float]]:
+    """Return the distance, and what it is without each group of rows."""
+    groups = [Gaussian.of(part) for part in np.array_split(rows, min(GROUPS, len(rows)))]
+    whole = sum(groups[1:], groups[0])
+    parts = groups if len(rows) > 2 else []
+    return distance(whole, reference), [distance(whole - g, reference) for g in parts]
+
+
+def _of_few(rows: np.ndarray, reference: Gaussian) -> tuple[float, list[float]]:
+    """Return the same as `_of_many` for fewer rows than they have features.
+
+    With A = X^T X / (n - 1) of centred rows X, the eigenvalues of A B that are not zero are those
+    of X B X^T / (n - 1), which has n rows where A has d.
+    """
+    values = rows.astype(np.float64) - reference.mean
+    products, covered = values @ values.T, values @ reference.cov @ values.T
+    trace = float(np.trace(reference.cov))
+
+    def without(group: np.ndarray) -> float:
+        keep = np.delete(np.arange(len(values)), group)
+        n, at = len(keep), np.ix_(keep, keep)
+        freedom, inner = max(1, n - 1), products[at]
+        roots = np.linalg.eigvalsh(_centred(covered[at]) / freedom)
+        apart = inner.mean()  # squared difference of the means
+        own = np.trace(_centred(inner)) / freedom
+        return max(0.0, float(apart + own + trace - 2 * np.sqrt(np.clip(roots, 0, None)).sum()))
+
+    groups = np.array_split(np.arange(len(rows)), min(GROUPS, len(rows)))
+    nothing = np.arange(0)
+    return without(nothing), [without(group) for group in groups if len(rows) > 2]
+
+
+def _centred(products: np.ndarray) -> np.ndarray:
+    """Return the scalar products of rows about their mean, from those about another point."""
+    of_rows = products.mean(axis=0)
+    return products - of_rows - of_rows[:, None] + of_rows.mean()

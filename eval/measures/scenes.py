@@ -84,14 +84,21 @@ class Scenes:
             if mask.any():
                 body[name] = attributes([self._right[i] for i in np.flatnonzero(mask)])
         if self._others is not None:
-            right = np.array([verdict.all_right for verdict in self._right], float)
-            wrong = np.array(self._shuffled, float)
-            body["text_use"] = {
-                "right_prompt": body["all_right"],
-                "shuffled_prompt": shares.share(int(wrong.sum()), len(wrong)),
-                "gap": intervals.mean(right - wrong),
-            }
+            body["text_use"] = _text_use([v.all_right for v in self._right], self._shuffled)
         return body
+
+
+def _text_use(right: Sequence[bool], wrong: Sequence[bool]) -> dict[str, Any]:
+    """Return how often images are right, under other prompts too, and the difference."""
+    n = len(right)
+    before, after = sum(wrong) / n, sum(right) / n
+    spans = [shares.wilson(sum(hits), n) for hits in (wrong, right)]
+    apart = intervals.apart(before, spans[0], after, spans[1])
+    return {
+        "right_prompt": shares.share(sum(right), n),
+        "shuffled_prompt": shares.share(sum(wrong), n),
+        "gap": intervals.figure(after - before, apart, n),
+    }
 
 
 def attributes(verdicts: Sequence[Verdicts]) -> dict[str, Any]:

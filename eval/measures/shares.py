@@ -1,15 +1,15 @@
 """Shares with their uncertainty: accuracies of a judge, and what the text is worth."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from eval.measures.intervals import Z95, bootstrap, figure
+from eval.measures.intervals import Z95, figure
 
 
-def wilson(hits: int, n: int, z: float = Z95) -> tuple[float, float]:
+def wilson(hits: float, n: int, z: float = Z95) -> tuple[float, float]:
     """Return the interval of a share by inverting the score test (Wilson 1927): never empty,
     inside [0, 1], honest for few trials and for shares near 0 or 1.
     """
@@ -66,36 +66,37 @@ def text_use(wanted: np.ndarray, seen: np.ndarray) -> dict[str, Any]:
     """Return what the text is worth: accuracy with the right prompt against chance.
 
     `chance`: accuracy that these same images would have if prompts were dealt out at random, the
-    sum over digits of (share asked for) x (share seen); it stands out from 1/10 when the model
-    likes some digits more than others. Their intervals are a bootstrap of images.
+    mean of the share asked for of what each shows; it stands out from 1/10 when the model likes
+    digits that are asked for more often. What is asked for is no accident, so only what is seen has
+    an error: `gap` and `share_of_possible_gain` have that of the accuracy, chance taken as it is.
     """
     n = len(wanted)
     if not n:
         return {"gate_passed": share(0, 0)}
-
-    def resampled(of: Callable[[np.ndarray, np.ndarray], float]) -> dict[str, Any]:
-        interval = bootstrap(lambda rows: of(wanted[rows], seen[rows]), n)
-        return figure(of(wanted, seen), interval, n)
-
+    hits = int((wanted == seen).sum())
+    chance = _chance(wanted, seen)
+    expected, (low, high) = chance["value"], wilson(hits, n)
+    gap = figure(hits / n - expected, (low - expected, high - expected), n)
+    left = 1 - expected
+    gains = [(end - expected) / left for end in (hits / n, low, high)] if left > 1e-9 else None
     return {
-        "right_prompt": accuracy(wanted, seen),
-        "chance": resampled(_chance),
-        "gap": resampled(lambda wanted, seen: _right(wanted, seen) - _chance(wanted, seen)),
-        "share_of_possible_gain": resampled(_gain),
+        "right_prompt": share(hits, n),
+        "chance": chance,
+        "gap": gap,
+        "share_of_possible_gain": figure(gains and gains[0], gains and gains[1:], n),
         "gate_passed": share(int((seen >= 0).sum()), n),
     }
 
 
-def _chance(wanted: np.ndarray, seen: np.ndarray) -> float:
-    asked = np.bincount(wanted, minlength=10)
-    shown = np.bincount(seen[seen >= 0], minlength=10)
-    return float(asked @ shown) / len(wanted) ** 2
+def _chance(wanted: np.ndarray, seen: np.ndarray) -> dict[str, Any]:
+    """Return the mean of the shares asked for of the digits seen.
 
-
-def _gain(wanted: np.ndarray, seen: np.ndarray) -> float:
-    chance = _chance(wanted, seen)
-    return (_right(wanted, seen) - chance) / max(1e-9, 1 - chance)
-
-
-def _right(wanted: np.ndarray, seen: np.ndarray) -> float:
-    return float((wanted == seen).mean())
+    The interval takes each for a hit of the size of the largest share, or none: exactly that of the
+    images in which a digit is seen where all are asked for alike, and else a little too wide.
+    """
+    n = len(wanted)
+    asked = np.bincount(wanted, minlength=10) / n
+    largest = float(asked.max())
+    hits = min(float(n), float((asked[seen[seen >= 0]] / largest).sum()))
+    low, high = wilson(hits, n)
+    return figure(largest * hits / n, (largest * low, largest * high), n)

@@ -19,6 +19,8 @@ SHOWN_NEAREST = 8
 """Pairs of a sample and the training image nearest to it."""
 THUMBNAIL_PX = 96
 QUALITY = 82
+TALLEST = 10
+"""Times its width that a picture of the page may be high."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +110,10 @@ def thumbnail(shown: Image.Image) -> bytes:
 def smallest(data: bytes, width: int) -> bytes:
     """Return a picture at most `width` pixels wide in the format that takes the fewest bytes."""
     shown = Image.open(io.BytesIO(data))
-    if shown.width > width:
-        height = max(1, round(shown.height * width / shown.width))
-        shown = shown.resize((width, height), Image.Resampling.LANCZOS)
+    scale = min(width / shown.width, TALLEST * width / shown.height)
+    if scale < 1:
+        size = max(1, round(shown.width * scale)), max(1, round(shown.height * scale))
+        shown = shown.resize(size, Image.Resampling.LANCZOS)
     elif len(data) < 1000:
         return data
     forms: list[tuple[str, dict[str, Any]]] = [
@@ -120,7 +123,8 @@ def smallest(data: bytes, width: int) -> bytes:
         ("JPEG", {"quality": QUALITY}),
     ]
     grey_or_colour = shown if shown.mode in ("L", "RGB") else shown.convert("RGB")
-    return min((_saved(grey_or_colour, *form) for form in forms), key=len)
+    saved = (_saved(grey_or_colour, *form) for form in forms)
+    return min((one for one in saved if one is not None), key=len)
 
 
 def as_png(data: bytes, width: int) -> tuple[bytes, tuple[int, int]]:
@@ -130,9 +134,15 @@ def as_png(data: bytes, width: int) -> tuple[bytes, tuple[int, int]]:
     return picture.png(shown), shown.size
 
 
-def _saved(shown: Image.Image, form: str, options: dict[str, Any]) -> bytes:
+def _saved(shown: Image.Image, form: str, options: dict[str, Any]) -> bytes | None:
+    """Return a picture in a format, None where that has no pictures so large; PNG has."""
     out = io.BytesIO()
-    shown.save(out, form, **options)
+    try:
+        shown.save(out, form, **options)
+    except (OSError, ValueError):
+        if form == "PNG":
+            raise
+        return None
     return out.getvalue()
 
 

@@ -33,6 +33,18 @@ def failures(found: History) -> str:
     )
 
 
+def damaged(found: History) -> str:
+    """Return the section on finished evaluations that are left out."""
+    rows = [[f"<code>{escape(one.key[0])}</code>", escape(one.message)] for one in found.damaged]
+    if not rows:
+        return ""
+    return section(
+        "Evaluations that are damaged",
+        table(["evaluation", "what is wrong"], rows, "damaged evaluations"),
+        paragraph("They are left out. Delete their manifest.json to have them made again."),
+    )
+
+
 def _when(stamp: float | None) -> str:
     if stamp is None:
         return ""
@@ -79,24 +91,30 @@ def config(newest: Evaluation) -> str:
 
 
 def others(found: History) -> str:
-    """Return the evaluations with other settings than the newest: they are on no curve above."""
+    """Return the evaluations that are on no curve above, and why."""
     newest = found.newest
     if newest is None or not found.others:
         return ""
     rows = []
     for one in found.others:
-        differing = [
-            f"{key}: {value}"
-            for key, value in one.settings.items()
-            if value != newest.settings[key]
-        ]
         known = figures(one.metrics)
         first = [f"{told(k).title} {told(k).text(known[k].value)}" for k in headlines(known)[:2]]
-        what = "; ".join(differing) or ", ".join(one.members)
-        cells = [one.name, f"{one.at:,}", what, "; ".join(first)]
+        cells = [one.name, f"{one.at:,}", _differs(one, newest), "; ".join(first)]
         rows.append([escape(cell) for cell in cells])
     head = ["evaluation", "images seen", "differs by", "figures"]
     return section("Evaluated in another way", table(head, rows, "other evaluations"))
+
+
+def _differs(one: Evaluation, newest: Evaluation) -> str:
+    """Return why an evaluation is on no curve of the newest one."""
+    settings = newest.settings
+    why = ["a person chose its snapshots"] if one.named else []
+    why += [f"{k}: {_short(v)}" for k, v in one.settings.items() if v != settings[k]]
+    return "; ".join(why) or "evaluated again later, at as many images"
+
+
+def _short(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def cost(found: History) -> str:

@@ -19,6 +19,7 @@ def page(found: History) -> str:
         tables.fits_text(newest),
         copying.memorisation(newest),
         origin.failures(found),
+        origin.damaged(found),
         origin.others(found),
         origin.origin(newest),
         origin.cost(found),

@@ -72,14 +72,19 @@ def make(args: argparse.Namespace, editing: Editing | None = None) -> None:
     _check_names(args, described)
     edit, told = editing(described) if editing is not None else (None, None)
     resolved = _resolve(images, described, chosen, edit)
-    asked = {"sampling": resolved, "negative": chosen.negative, "precision": chosen.precision}
+    asked = {
+        "sampling": resolved,
+        "negative": chosen.negative,
+        "precision": chosen.precision,
+        "edit": told,
+        "members": args.members,
+    }
     if args.resume:
         outputs = output.left(outputs, images, described.fingerprint, asked)
     cascade, device = _load(args) if outputs else (None, "")
     facts = {
         "command": ["imagen", *args.words],
         **asked,
-        "edit": told,
         "cascade_path": args.cascade,
         "code_version": imagen.__version__,
         "device": device,

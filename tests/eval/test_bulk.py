@@ -1,6 +1,7 @@
 import io
 import json
 import tarfile
+import threading
 
 import pytest
 from PIL import Image
@@ -73,3 +74,21 @@ def test_a_folder_of_another_request_is_refused(cascade, tmp_path):
         with pytest.raises(StorageError, match="holds samples of another request"):
             bulk.begin(str(tmp_path), other)
     assert len(bulk.begin(str(tmp_path), order(cascade))) == 3
+
+
+def test_many_files_are_read_at_once_for_their_checksums(cascade, tmp_path, monkeypatch):
+    asked, get = order(cascade, "png"), storage.get
+    for pack in asked.packs(str(tmp_path)):
+        for name in pack.names:
+            storage.put(f"{tmp_path}/{name}", name.encode())
+    together = threading.Barrier(len(ITEMS), timeout=60)
+
+    def met(path):
+        if path.endswith(".png"):
+            together.wait()  # breaks when they come one after the other
+        return get(path)
+
+    monkeypatch.setattr(storage, "get", met)
+    bulk.finish(str(tmp_path), asked)
+    files = manifest.read(f"{tmp_path}/manifest.json", bulk.KIND)["files"]
+    assert files["000000004.png"] == {"bytes": 13, "crc32c": storage.crc32c(b"000000004.png")}

@@ -5,6 +5,7 @@ import pytest
 
 from eval import claim
 from imagen import storage
+from imagen.errors import StorageError
 
 FOLDER = "memory://claims/000000000640-0123abcd"
 
@@ -73,3 +74,32 @@ def test_of_many_that_come_at_once_one_gets_the_claim(monkeypatch):
     for thread in threads:
         thread.join()
     assert sorted(outcomes) == ["held"] + ["taken"] * 7
+
+
+def test_an_owner_that_was_only_slow_learns_before_it_publishes_that_it_was_replaced():
+    path = f"{FOLDER}/{claim.NAME}"
+    with claim.claim(FOLDER) as check:
+        check()
+        storage.put(path, json.dumps({"owner": "another", "beats": 0}).encode())
+        with pytest.raises(claim.Taken, match="evaluated by another"):
+            check()
+    storage.delete(path)
+
+
+def test_a_store_that_is_away_for_a_moment_does_not_end_a_claim(monkeypatch):
+    monkeypatch.setattr(claim, "BEAT_S", 0.01)
+    answers = iter([StorageError("503"), StorageError("503")])
+    get, beats = storage.get_if_there, threading.Event()
+
+    def moody(path):
+        for answer in answers:
+            raise answer
+        data = get(path)
+        if data is not None and json.loads(data)["beats"] > 2:
+            beats.set()
+        return data
+
+    with claim.claim(FOLDER):
+        monkeypatch.setattr(storage, "get_if_there", moody)
+        assert beats.wait(30), "it is not renewed any more"
+        monkeypatch.undo()

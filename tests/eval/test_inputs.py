@@ -104,3 +104,29 @@ def test_plan_of_an_untrained_project_says_what_is_missing(tiny, tmp_path):
     lines = stage.plan(tiny.make_config(tmp_path))
     assert lines[-2].startswith("not ready: member base has no snapshot")
     assert lines[-1] == "hint: run `python -m train CONFIG member=base`"
+
+
+def test_fingerprint_covers_what_paths_and_names_stand_for(project, tiny, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module, reference = tmp_path / "my_inputs_network.py", tmp_path / "ref.safetensors"
+    clip = tmp_path / "clip"
+    module.write_text("def net():\n    return None\n")
+    storage.put(str(reference), b"one")
+    storage.put(f"{clip}/config.json", b"{}")
+    features = {"network": "my_inputs_network:net", "reference": str(reference)}
+    config = tiny.make_config(tmp_path, features=features, clip=str(clip))
+    found = [inputs.gather(config).fingerprint]
+    assert inputs.gather(config).fingerprint == found[0]
+    storage.put(str(reference), b"another")
+    found.append(inputs.gather(config).fingerprint)
+    module.write_text("def net():\n    return 1\n")
+    found.append(inputs.gather(config).fingerprint)
+    storage.put(f"{clip}/config.json", b"[]")
+    found.append(inputs.gather(config).fingerprint)
+    assert len(set(found)) == 4
+
+
+def test_weights_that_are_not_there_are_an_error_of_the_config(project, tiny, tmp_path):
+    features = {"network": "inception", "weights": str(tmp_path / "none.pth")}
+    with pytest.raises(ConfigError, match=r"eval.features.weights `.*none.pth` does not exist"):
+        inputs.gather(tiny.make_config(tmp_path, features=features))

@@ -46,6 +46,8 @@ def test_a_named_snapshot_is_completed_by_the_newest_of_the_members_below(tiny, 
     assert lineups.named(config, [old]).snapshots == {"base": old}
     assert lineups.named(config, [upper]).snapshots == {"base": new, "sr1": upper}
     assert lineups.named(config, [upper, old]).snapshots == {"base": old, "sr1": upper}
+    assert not lineups.named(config, [old]).named  # it is the line-up of 100 images
+    assert lineups.named(config, [new]).named  # a base of 300 images alone is none
     with pytest.raises(CheckpointError, match="is a snapshot of base, a second one"):
         lineups.named(config, [old, new])
     with pytest.raises(CheckpointError, match="no manifest"):

@@ -33,7 +33,7 @@ def test_images_are_read_in_the_order_of_the_items_a_chunk_at_a_time(names, tmp_
     reads = []
     get = storage.get
     monkeypatch.setattr(storage, "get", lambda path: reads.append(path) or get(path))
-    images = sampled.ChunkImages(work, names[0])
+    images = sampled.ChunkImages(sampled.Chunks(work), names[0])
     assert [int(image[0, 0, 0]) for image in images] == list(range(32))
     assert len(reads) == 4
     assert int(images[-1][0, 0, 0]) == 31
@@ -43,7 +43,8 @@ def test_images_are_read_in_the_order_of_the_items_a_chunk_at_a_time(names, tmp_
 
 
 def test_an_actor_takes_a_gpu_where_there_are_any_and_nodes_of_its_own_where_they_are_named():
-    assert sampling.actors({"CPU": 4.0}, 9) == (4, {"num_cpus": 1})
-    assert sampling.actors({"CPU": 64.0, "GPU": 8.0}, 3) == (3, {"num_gpus": 1})
-    fenced = {"CPU": 4.0, "imagen_eval": 1.0}
-    assert sampling.actors(fenced, 9)[1] == {"num_cpus": 1, "resources": {"imagen_eval": 0.001}}
+    assert sampling.actors([{"CPU": 4.0}, {"CPU": 2.0}], 9) == (6, {"num_cpus": 1})
+    assert sampling.actors([{"CPU": 64.0, "GPU": 8.0}], 3) == (3, {"num_gpus": 1})
+    fenced = [{"CPU": 64.0, "GPU": 8.0}, {"CPU": 4.0, "imagen_eval": 1.0}]
+    takes = {"num_cpus": 1, "resources": {"imagen_eval": 0.001}}
+    assert sampling.actors(fenced, 9) == (4, takes)

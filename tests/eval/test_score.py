@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval import extractors, reference, score
+from eval import extractors, figures, reference, score
 from eval.config import EvalConfig
 from eval.prompts import Item, items
 from imagen import config as configs
@@ -123,6 +123,20 @@ def test_unseen_digits_are_distributed_like_the_data_and_dimmed_ones_are_not(rea
     assert same["network"] == yardstick.components.fingerprint
 
 
+def test_the_real_images_beside_the_samples_are_spread_over_the_whole_split(real, config):
+    # sorted by class, as shards often are: the first ones would be zeros alone
+    labels = np.array(real[1].heldout.labels())
+    ordered = [real[1].heldout.images[i] for i in np.argsort(labels, kind="stable")]
+    yardstick = replace(real[1], heldout=replace(real[1].heldout, images=ordered))
+    training = real[1].training
+    sampled = as_samples(training.images[:40], training.labels()[:40])
+    beside = score.measure(config, sampled, yardstick, {}).body["distribution"]["pca"]["heldout"]
+    assert beside["fd"]["n"] == 40
+    evenly = ordered[:: len(ordered) // 40][:40]
+    same = score.measure(config, as_samples(evenly, [0] * 40), yardstick, {})
+    assert beside["fd"]["value"] < 1.3 * same.body["distribution"]["pca"]["fd"]["value"]
+
+
 def test_samples_are_gone_through_once_a_block_at_a_time(real, config, monkeypatch):
     class Counted(Sequence):
         def __init__(self, images):
@@ -220,6 +234,13 @@ def test_features_of_a_network_are_compared_with_those_of_the_training_images(
         tmp_path, judge="none", features=features | {"reference": f"{kept}/{file}"}
     )
     assert score.yardstick(real[0], last, named.eval).statistics.gaussian.n == 711
+    # and is left out for a line-up that draws another size, a base alone for one
+    base = score.yardstick(real[0], replace(last, size=16), named.eval)
+    assert base.statistics is None
+    alone = score.Sampled(sampled.items[:5], {"base": [i[::2, ::2] for i in images[:5]]})
+    body = score.measure(named, alone, base, {"sums": rows[:5].astype(np.float32)}).body
+    assert "32 px, 1 channels, the samples have 16 px" in body["distribution"]["sums"]["left_out"]
+    assert figures.figures(body["distribution"]) == {}
     (tmp_path / "my_score_network.py").write_text("def sums():\n    return None\n")
     with pytest.raises(ConfigError, match="is of the network sums-"):
         score.yardstick(real[0], last, named.eval)

@@ -115,8 +115,25 @@ def test_a_file_gives_back_what_was_saved(folder, tmp_path):
     assert again.unreadable == found.unreadable
     np.testing.assert_array_equal(again.gaussian.cov, found.gaussian.cov)
     np.testing.assert_array_equal(again.features, found.features)
+    assert (again.size, again.channels) == ((16, 16), 3)
+    assert statistics.check(path, LOOK)[0].gaussian.n == 150
+    assert statistics.check(path, Look((16, 16), 3, "means"))[1] == ""
     with pytest.raises(ConfigError, match=r"is of the network means, .* is inception"):
-        statistics.check(path, "inception-6726825d")
+        statistics.check(path, Look(16, 3, "inception-6726825d"))
+
+
+@pytest.mark.parametrize(
+    ("look", "theirs"),
+    [(Look((16, 24), 3, "means"), "16x24 px, 3"), (Look(16, 1, "means"), "16 px, 1")],
+)
+def test_statistics_of_another_size_are_not_compared_with_and_it_is_said_why(
+    folder, tmp_path, look, theirs
+):
+    path = str(tmp_path / "ref.safetensors")
+    statistics.save(path, statistics.gather(originals.find(folder), LOOK, means))
+    found, why = statistics.check(path, look)
+    assert found is None
+    assert f"is of images of 16 px, 3 channels, the samples have {theirs} channels" in why
 
 
 def test_a_file_of_something_else_is_no_statistics(tmp_path):
@@ -221,3 +238,55 @@ def test_the_files_metadata_say_what_it_is(folder, tmp_path):
         told = json.loads(file.metadata()["imagen"])
     assert told["n"] == 150
     assert told["what"] == f"150 images of the folder `{folder}`"
+
+
+def gets(monkeypatch):
+    seen, get = [], storage.get
+
+    def counted(name):
+        seen.append(name)
+        return get(name)
+
+    monkeypatch.setattr(storage, "get", counted)
+    return seen
+
+
+def test_captions_and_statistics_are_of_the_same_pictures_and_read_once(
+    folder, network, tmp_path, monkeypatch, capsys
+):
+    storage.put(f"{folder}/small.txt", b"too small")
+    seen, lines = gets(monkeypatch), tmp_path / "captions.txt"
+    out = tmp_path / "ref.safetensors"
+    words = [folder, "--network", network, "--size", 16, "--captions", lines]
+    run(*words, "--out", out)
+    written = lines.read_text()
+    assert len(written.splitlines()) == 150
+    assert "too small" not in written
+    assert len([name for name in seen if name.startswith(folder)]) == 152 + 151
+    assert "150 captions where 30,000 were asked for" in capsys.readouterr().err
+    for more in ([], ["--out", out]):  # alone, or with statistics that are there already
+        storage.delete(str(lines))
+        run(*words, *more)
+        assert lines.read_text() == written
+    capsys.readouterr()
+    run(*words, "--count", 150)
+    assert "asked for" not in capsys.readouterr().err
+
+
+def test_captions_alone_need_no_picture(folder, tmp_path, monkeypatch):
+    seen, lines = gets(monkeypatch), tmp_path / "captions.txt"
+    run(folder, "--captions", lines)
+    assert len(lines.read_text().splitlines()) == 150
+    assert {name.rpartition(".")[2] for name in seen if name.startswith(folder)} == {"txt"}
+
+
+def test_a_folder_is_read_ahead_in_order_and_no_further_than_is_wanted(folder, monkeypatch):
+    seen = gets(monkeypatch)
+    found = originals.find(folder).read(bad := {})
+    first = [next(found) for _ in range(3)]
+    assert [one.name for one in first] == ["0000", "0001", "0002"]
+    assert first[2].data == picture(2)
+    assert first[2].caption == "picture \n number 2"
+    found.close()
+    assert not bad
+    assert 6 < len(seen) < 100

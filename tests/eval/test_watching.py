@@ -121,6 +121,51 @@ def test_a_failed_evaluation_is_noted_tried_again_and_given_up_while_others_go_o
     assert not storage.exists(f"{config.evals}/failed/{name}.json")
 
 
+@pytest.mark.slow
+def test_a_snapshot_that_comes_meanwhile_waits_for_the_next_round(tiny, tmp_path, monkeypatch):
+    config = tiny.make_config(tmp_path, count=10)
+    tiny.write_data(tmp_path)
+    for member in config.members:
+        tiny.write_snapshot(config, member, images_seen=100)
+    sample_here(config)
+    run = stage.run
+
+    def run_while_training_goes_on(*words):
+        tiny.write_snapshot(config, "base", images_seen=200, seed=200)
+        return run(*words)
+
+    monkeypatch.setattr(stage, "run", run_while_training_goes_on)
+    told = []
+    assert len(watching.once(config, None, told.append).done) == 1
+    assert not storage.exists(f"{config.cascade}/cascade.json")  # the newest is not evaluated yet
+    monkeypatch.setattr(stage, "run", run)
+    sample_here(config)
+    assert len(watching.once(config, None, told.append).done) == 1
+    assert storage.exists(f"{config.cascade}/cascade.json")
+
+
+@pytest.mark.slow
+def test_an_old_failure_keeps_nobody_from_assembling_and_a_watch_from_ending(tiny, tmp_path):
+    config = tiny.make_config(tmp_path, count=10)
+    tiny.write_data(tmp_path)
+    tiny.write_snapshot(config, "base", images_seen=100, data_fingerprint="e" * 16)
+    tiny.write_snapshot(config, "sr1", images_seen=100)
+    for member in config.members:
+        tiny.write_snapshot(config, member, images_seen=200, seed=200)
+    end_training(config)
+    newest = lineups(config)[-1]
+    found = stage.Found.of(config, newest).evaluation
+    sampler = sampling.Sampler(found.source)
+    for task in found.tasks:
+        sampler.sample(task)
+    told, pauses = [], []
+    last = watching.watch(config, None, told.append, pauses.append)
+    assert pauses == []
+    assert list(last.failed) == ["100 images"]
+    assert "different values of data_fingerprint" in last.failed["100 images"]
+    assert storage.exists(f"{config.cascade}/cascade.json")
+
+
 def test_a_snapshot_that_training_deletes_meanwhile_is_no_failure(tiny, tmp_path, monkeypatch):
     config = tiny.make_config(tmp_path, count=10)
     tiny.write_data(tmp_path)

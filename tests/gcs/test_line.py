@@ -159,6 +159,15 @@ def results(line: Line) -> dict[str, object]:
     }
 
 
+def leaves(tree: object, path: str = "") -> dict[str, object]:
+    """Return what a tree of numbers and texts holds, by path; sums depend on the threads a bit."""
+    if isinstance(tree, dict | list):
+        parts = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return {k: v for key, part in parts for k, v in leaves(part, f"{path}.{key}").items()}
+    number = isinstance(tree, int | float) and not isinstance(tree, bool)
+    return {path: pytest.approx(tree, rel=1e-3, abs=1e-5) if number else tree}
+
+
 @pytest.fixture(scope="module")
 def quiet(server, machines, tmp_path_factory):
     """A line in a quiet network."""
@@ -196,7 +205,7 @@ def test_a_bad_network_changes_nothing(server, machines, quiet, tmp_path):
     )
     found, wanted = line.json(mine), quiet.json(quiet_ones)
     for section in ("digit_accuracy", "members", "per_digit", "distribution", "memorisation"):
-        assert found.get(section) == wanted.get(section), section
+        assert leaves(found[section]) == leaves(wanted[section]), section
     assert (line.folder / "seven.png").read_bytes() == (quiet.folder / "seven.png").read_bytes()
 
 
@@ -224,8 +233,8 @@ def steps(found: list[dict]) -> dict[int, float]:
 
 def test_training_in_a_bucket_outlives_the_loss_of_a_node(server, machines, quiet, tmp_path):
     """Killed after a checkpoint; it goes on with what is left, from the bucket, and ends."""
-    images = 16 * 400
-    line = Line(server, tmp_path / "line", machines.address, images=images, workers=2, every=320)
+    images = 16 * 200
+    line = Line(server, tmp_path / "line", machines.address, images=images, workers=2, every=160)
     for name in quiet.objects():
         if name.startswith(("data/", "index/", "embeddings/")):
             storage.put(f"{line.url}/{name}", storage.get(f"{quiet.url}/{name}"))

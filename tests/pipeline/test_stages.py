@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -114,3 +115,13 @@ def test_the_only_training_left_has_all_cores_and_no_training_needs_none():
 def test_a_stage_says_nothing_that_can_change_under_it():
     with pytest.raises(dataclasses.FrozenInstanceError):
         stage("a").name = "b"
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path("pipeline/configs").glob("*.yaml")), ids=lambda p: p.name
+)
+def test_every_committed_config_is_one_of_all_stages(path):
+    config = configs.load(str(path))
+    found = [stage.name for stage in line(config)]
+    assert found[-1] == "eval"
+    assert {f"train {member}" for member in config.train.members} <= set(found)

@@ -234,4 +234,17 @@ def test_a_task_computes_in_float32_also_on_cards_that_round(helpers, project, m
 def test_too_few_values_have_no_error():
     assert validation.mean(np.zeros(0)) == {"mean": None, "sem": None, "count": 0}
     assert validation.mean(np.ones(1)) == {"mean": 1.0, "sem": None, "count": 1}
-    assert validation.mean(np.array([1.0, 2.0, 3.0, 4.0]))["sem"] == pytest.approx(0.6454972)
+    assert validation.mean(np.array([1.0, 2.0, 3.0, 4.0]))["sem"] == pytest.approx(0.3535534)
+
+
+def test_the_error_is_that_of_strata_in_any_order_of_the_samples():
+    draw, n, means, told = np.random.default_rng(0), 64, [], []
+    for _ in range(400):
+        times = (draw.permutation(n) + draw.random(n)) / n
+        values = (0.02 + 0.5 * times**2) * (1 + 0.2 * draw.normal(size=n))
+        body = validation.summary(validation.Losses(-times, values, values + 1, None, {}))
+        means.append(values.mean())
+        told.append(body["loss"]["sem"])
+        assert body["caption_gap"]["sem"] == pytest.approx(0, abs=1e-9)
+    assert np.mean(told) == pytest.approx(np.std(means), rel=0.15)
+    assert np.mean(told) < values.std() / n**0.5 / 2

@@ -82,3 +82,19 @@ def test_the_interval_is_as_wide_as_repeated_samples_spread():
 
 def test_two_rows_are_too_few_for_an_interval():
     assert frechet.figure(rows(2), Gaussian.of(rows(9)))["interval"] is None
+
+
+def test_fewer_rows_than_features_have_the_distance_and_interval_of_the_whole_matrix():
+    reference = Gaussian.of(rows(90, 48, seed=1, shift=0.3))
+    for n in (3, 11, 47):
+        found, left_out = frechet._of_few(rows(n, 48), reference)
+        want, others = frechet._of_many(rows(n, 48), reference)
+        assert found == pytest.approx(want, rel=1e-7)
+        assert left_out == pytest.approx(others, rel=1e-7)
+
+
+def test_fewer_rows_than_features_need_no_matrix_of_all_features(monkeypatch):
+    monkeypatch.setattr(frechet, "distance", None)
+    found = frechet.figure(rows(2, 48), Gaussian.of(rows(90, 48, seed=1)))
+    assert found["value"] > 0
+    assert found["interval"] is None

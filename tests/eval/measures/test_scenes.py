@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from eval.config import EvalSection
+from eval.measures import scenes
 from eval.measures.scenes import Scenes, pairs_of
 from eval.prompts import HELDOUT_PAIRS, Item, items
 from imagen.data import shapes
@@ -77,3 +78,11 @@ def test_pairs_are_read_from_captions_that_speak_of_shapes():
 def test_a_prompt_that_speaks_of_no_shapes_is_an_error_for_their_judge():
     with pytest.raises(ConfigError, match="given the prompt 'a cat'"):
         Scenes([Item("a cat", 0)], TRAINED)
+
+
+def test_the_gain_by_the_right_prompt_has_an_interval_also_where_all_is_right():
+    found = scenes._text_use([True] * 40, [False] * 40)["gap"]
+    assert found["value"] == 1
+    low, high = found["interval"]
+    assert high == 1
+    assert low == pytest.approx(1 - (2 * (1 - 0.912384) ** 2) ** 0.5, abs=1e-3)

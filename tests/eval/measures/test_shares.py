@@ -51,14 +51,18 @@ def test_a_model_that_ignores_its_text_gains_nothing():
     always_three = shares.text_use(wanted, np.full(200, 3))
     assert always_three["right_prompt"]["value"] == always_three["chance"]["value"] == 0.1
     assert always_three["share_of_possible_gain"]["value"] == pytest.approx(0)
-    assert always_three["gap"]["interval"] == pytest.approx([0, 0], abs=1e-12)
+    low, high = shares.wilson(20, 200)
+    assert always_three["gap"]["interval"] == pytest.approx([low - 0.1, high - 0.1], abs=1e-6)
 
 
 def test_a_model_that_follows_its_text_gains_everything():
     wanted = np.arange(200) % 10
     body = shares.text_use(wanted, wanted)
     assert body["chance"]["value"] == pytest.approx(0.1)
-    assert body["share_of_possible_gain"]["interval"] == pytest.approx([1, 1])
+    low, _ = shares.wilson(200, 200)
+    gain = body["share_of_possible_gain"]
+    assert gain["value"] == 1
+    assert gain["interval"] == pytest.approx([(low - 0.1) / 0.9, 1], abs=1e-6)
     assert body["gap"]["value"] == pytest.approx(0.9)
     assert body["gate_passed"]["value"] == 1
 
@@ -77,3 +81,35 @@ def test_the_gain_of_a_model_that_follows_half_of_its_texts_is_within_its_interv
 def test_no_images_have_no_gain():
     nothing = np.zeros(0, int)
     assert shares.text_use(nothing, nothing) == {"gate_passed": shares.share(0, 0)}
+
+
+def test_what_is_asked_for_is_fixed_so_chance_has_the_error_of_the_images_with_a_digit_alone():
+    wanted = np.arange(200) % 10
+    body = shares.text_use(wanted, np.where(np.arange(200) < 4, -1, wanted))
+    low, high = shares.wilson(196, 200)
+    assert body["chance"]["value"] == pytest.approx(0.098)
+    assert body["chance"]["interval"] == pytest.approx([low / 10, high / 10], abs=1e-6)
+    for name in ("chance", "gap", "share_of_possible_gain"):
+        low, high = body[name]["interval"]
+        assert low < body[name]["value"] < high, name
+
+
+def test_the_interval_of_the_gain_covers_the_truth_as_often_as_it_says():
+    draw, wanted, covered = np.random.default_rng(0), np.arange(200) % 10, 0
+    right, seen = 0.97, 0.99
+    truth = (right - seen / 10) / (1 - seen / 10)
+    for _ in range(1000):
+        u, other = draw.random(200), (wanted + draw.integers(1, 10, 200)) % 10
+        shown = np.where(u < right, wanted, np.where(u < seen, other, -1))
+        low, high = shares.text_use(wanted, shown)["share_of_possible_gain"]["interval"]
+        covered += low <= truth <= high
+    assert 920 <= covered <= 985
+
+
+def test_digits_that_are_asked_for_unevenly_give_chance_by_their_shares():
+    wanted = np.array([1, 1, 1, 2])
+    body = shares.text_use(wanted, np.array([1, 1, 2, -1]))
+    assert body["chance"]["value"] == pytest.approx((0.75 + 0.75 + 0.25) / 4)
+    alone = shares.text_use(np.ones(4, int), np.ones(4, int))
+    assert alone["chance"]["value"] == 1
+    assert alone["share_of_possible_gain"]["value"] is None

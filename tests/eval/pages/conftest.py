@@ -172,6 +172,20 @@ def finish(config, images_seen, accuracy=0.5, sweeps=None, **metrics):
     return folder
 
 
+def alter(folder, **keys):
+    """Change what the manifest of a finished evaluation says."""
+    path = f"{folder}/manifest.json"
+    body = {k: v for k, v in manifest.read(path, "eval").items() if k != "format"}
+    manifest.write(path, "eval", body | keys)
+
+
+def damage(folder, name):
+    """Change a byte of a file."""
+    data = bytearray(storage.get(f"{folder}/{name}"))
+    data[-1] ^= 1
+    storage.put(f"{folder}/{name}", bytes(data))
+
+
 def validate(config, member, images_seen, loss):
     """Leave a validation result as training does."""
 
@@ -197,8 +211,9 @@ def validate(config, member, images_seen, loss):
 def leave():
     """What tests of this folder share."""
     return types.SimpleNamespace(
-        finish=finish, validate=validate, judged=judged, share=share, plain=plain, SWEEPS=SWEEPS
-    )
+        finish=finish, validate=validate, judged=judged, share=share, plain=plain, SWEEPS=SWEEPS,
+        alter=alter, damage=damage,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")

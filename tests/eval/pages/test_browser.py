@@ -102,6 +102,15 @@ def test_the_slider_changes_picture_and_label(opened):
     assert shown(page) == [MIDDLE]
 
 
+def test_figures_of_both_and_the_verdict_fit_on_a_desk(opened):
+    page = opened("compare")
+    box = page.get_by_role("region", name="figures of both")
+    assert box.get_by_text("more than chance, B is better").count()
+    long = "Difference of an image to its own low-resolution input"  # digits' longest, and more
+    box.locator("td.title").first.evaluate("(cell, text) => { cell.textContent = text }", long)
+    assert box.evaluate("box => box.scrollWidth <= box.clientWidth")
+
+
 def test_arrow_keys_turn_checkpoints_and_stop_at_the_ends(opened):
     page = opened()
     page.keyboard.press("ArrowLeft")

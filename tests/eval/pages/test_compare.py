@@ -11,6 +11,7 @@ from eval.commands import compare as command
 from eval.comparison_page import page
 from eval.differences import apart, mcnemar, paired
 from eval.figures import Figure
+from eval.history import Evaluation
 from imagen import storage
 from imagen.errors import ShardError, StorageError
 
@@ -151,9 +152,60 @@ def test_separate_intervals_are_added_by_squares():
     assert (unknown.interval, unknown.by_chance) == (None, None)
 
 
-def test_resamples_of_few_distinct_values_are_as_those_of_the_rows():
-    values = np.random.default_rng(0).integers(0, 2, 50).astype(float)
-    fast = differences._resampled(values, np.random.RandomState(0))
-    slow = np.array([np.random.RandomState(i).choice(values, 50).mean() for i in range(2000)])
-    assert fast.mean() == pytest.approx(slow.mean(), abs=0.01)
-    assert fast.std() == pytest.approx(slow.std(), rel=0.1)
+def test_shares_that_changed_have_the_interval_of_their_test():
+    for lost, won, n in [
+        (0, 5, 200),
+        (0, 6, 200),
+        (1, 8, 20),
+        (2, 11, 300),
+        (30, 60, 200),
+        (1, 0, 9),
+    ]:
+        first = np.array([1.0] * lost + [0.0] * (n - lost))
+        second = np.array([0.0] * lost + [1.0] * won + [0.0] * (n - lost - won))
+        found = paired(first, second)
+        low, high = found.interval
+        assert found.value == pytest.approx((won - lost) / n)
+        assert low < found.value < high
+        assert found.by_chance == (low <= 0 <= high) == (mcnemar(lost, won) >= 0.05)
+        swapped = paired(second, first)
+        assert swapped.interval == pytest.approx((-high, -low))
+
+
+@pytest.mark.parametrize(("lost", "won", "n"), [(0.01, 0.03, 200), (0.1, 0.3, 100), (0, 0.05, 40)])
+def test_the_interval_of_a_share_covers_the_truth_as_often_as_it_says(lost, won, n):
+    draw, covered = np.random.default_rng(0), 0
+    for a, b, _ in draw.multinomial(n, [lost, won, 1 - lost - won], 1000):
+        low, high = differences._of_shares(int(a), int(b), n)
+        covered += low <= won - lost <= high
+    assert covered >= 920
+
+
+def test_few_pairs_are_not_said_to_differ_and_more_do_by_chance_one_time_in_twenty():
+    one = paired(np.array([30.1]), np.array([30.2]))
+    assert (one.interval, one.by_chance) == (None, None)
+    few = paired(np.array([1.0, 2.5, 3.1, 4.0]), np.array([2.0, 3.6, 4.0, 5.1]))
+    assert few.by_chance is None
+    draw = np.random.default_rng(0)
+    alarms = sum(
+        not paired(draw.normal(size=5), draw.normal(size=5)).by_chance for _ in range(1000)
+    )
+    assert 30 <= alarms <= 70
+
+
+def test_a_figure_is_compared_by_its_own_column_and_not_by_one_that_comes_near():
+    def one(mean):
+        rows = [{"prompt": "a", "seed": i, "consistency": mean + 1e-6 * i} for i in range(50)]
+        members = {"base": 1, "sr1": 1, "sr2": 1}
+        return Evaluation("e", {"images_seen": members, "files": {}}), rows
+
+    (a, of_a), (b, of_b) = one(0.0100), one(0.0102)
+    a.__dict__["images"], b.__dict__["images"] = of_a, of_b
+    same = Figure(0.0101, (0.01, 0.0102))
+    found = {
+        member: differences.difference(f"fidelity.{member}.consistency", (a, same), (b, same))
+        for member in ("sr1", "sr2")
+    }
+    assert (found["sr1"].value, found["sr1"].pairs) == (0, None)
+    assert found["sr2"].value == pytest.approx(0.0002)
+    assert found["sr2"].pairs == 50

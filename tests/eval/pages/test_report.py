@@ -3,6 +3,7 @@ import io
 import json
 import re
 import shutil
+from collections import Counter
 from html.parser import HTMLParser
 
 import numpy as np
@@ -17,6 +18,7 @@ from eval.report.page import page
 from eval.report.writing import lines
 from eval.score import Sampled
 from imagen import picture, storage
+from imagen.errors import StorageError
 
 VOID = ("meta", "img", "link", "input", "br")
 
@@ -194,12 +196,67 @@ def test_an_evaluation_with_other_settings_breaks_no_curve_but_is_listed(copied,
     assert theirs.count("data-label=") == 1
 
 
-def test_a_damaged_file_of_a_finished_evaluation_is_named(copied):
-    (newest,) = [n for n in storage.listdir(copied.evals) if n.startswith("000000001920")]
-    path = f"{copied.evals}/{newest}/metrics.json"
-    storage.put(path, storage.get(path).replace(b"0.9", b"0.8"))
-    with pytest.raises(Exception, match=r"metrics.json` has .* its manifest says"):
-        of(copied)
+@pytest.mark.parametrize("file", ["metrics.json", "grid.png", "nearest.png"])
+def test_a_damaged_evaluation_is_left_out_and_named(copied, leave, capsys, file):
+    newest = history.load(copied).newest
+    leave.damage(newest.folder, file)
+    report.write(copied)
+    html = storage.get(f"{copied.evals}/report.html").decode()
+    assert "Evaluations that are damaged" in html
+    assert f"{file}` has" in html
+    assert "60.0%" in html  # of the one before
+    assert len(storage.get(f"{copied.evals}/metrics.jsonl").splitlines()) == 2
+    said = capsys.readouterr().err
+    assert newest.name in said
+    assert "its manifest says" in said
+
+
+def test_a_file_that_is_gone_is_damage_and_a_store_that_fails_is_none(copied, monkeypatch):
+    newest = history.load(copied).newest
+    storage.delete(f"{newest.folder}/metrics.json")
+    assert [one.key[0] for one in history.load(copied).damaged] == [newest.name]
+
+    def fail(path):
+        raise StorageError(f"`{path}`: the store does not answer")
+
+    monkeypatch.setattr(storage, "get", fail)
+    with pytest.raises(StorageError, match="does not answer"):
+        report.write(copied)
+
+
+def test_with_nothing_but_damage_the_page_stays_as_it_was(copied, leave, capsys):
+    for one in history.load(copied).evaluations:
+        leave.damage(one.folder, "metrics.json")
+    report.write(copied)
+    assert capsys.readouterr().err.count("leaves out a damaged evaluation") == 3
+    assert not storage.exists(f"{copied.evals}/report.html")
+
+
+def test_a_report_reads_each_file_once_and_looks_up_none(copied, monkeypatch):
+    read, get = Counter(), storage.get
+
+    def counted(path):
+        read[path] += 1
+        return get(path)
+
+    def look_up(path):
+        raise AssertionError(f"`{path}` is looked up by itself")
+
+    monkeypatch.setattr(storage, "get", counted)
+    monkeypatch.setattr(storage, "exists", look_up)
+    report.write(copied)
+    evals = {path: n for path, n in read.items() if path.startswith(copied.evals)}
+    assert {n for path, n in evals.items() if path.endswith("manifest.json")} == {2}  # seen again
+    assert {n for path, n in evals.items() if not path.endswith("manifest.json")} == {1}
+    beside = {n for path, n in read.items() if "/validation/" in path or path.endswith(".jsonl")}
+    assert beside == {1}
+
+
+def test_an_evaluation_that_finished_after_all_is_no_failure(copied):
+    newest = history.load(copied).newest
+    note = json.dumps({"tries": 1, "reason": "a passing cloud", "time": 1.0}).encode()
+    storage.put(f"{copied.evals}/failed/{newest.name}.json", note)
+    assert [one.name for one in history.load(copied).failures] == ["000000002560-abc"]
 
 
 def test_an_evaluation_without_its_manifest_is_not_there(copied):
@@ -246,6 +303,16 @@ def test_a_picture_in_the_page_is_as_wide_as_allowed_and_not_larger_than_its_png
         assert len(small) <= len(data)
     noise = picture.png(picture.exact(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)))
     assert len(images.smallest(noise, 64)) < len(noise) / 2  # not as PNG
+
+
+def test_a_picture_that_a_format_cannot_hold_takes_another_and_none_is_endlessly_high():
+    rows = np.arange(17000, dtype=np.uint8)[:, None, None].repeat(30, axis=1)
+    data = picture.png(picture.exact(rows))
+    high = Image.open(io.BytesIO(images.smallest(data, 20_000)))  # WebP ends at 16,383 px
+    assert (high.size, high.format in ("PNG", "JPEG")) == ((30, 17000), True)
+    low = Image.open(io.BytesIO(images.smallest(data, 1000)))
+    assert low.height == 1000 * images.TALLEST
+    assert Image.open(io.BytesIO(images.smallest(data, 200))).size == (4, 2000)
 
 
 def test_an_animation_that_is_too_large_is_made_smaller_or_left_out():

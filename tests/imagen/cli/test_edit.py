@@ -141,3 +141,21 @@ def test_what_a_cascade_cannot_do_is_told_before_its_weights_are_read(
     )  # fmt: skip
     code, _, err = edit("x", "--mask", "mask.png", "--sampler", "ddim", "--out", "a.png")
     assert (code, "has no effect in a masked edit" in err) == (2, True)
+
+
+def test_an_edit_of_another_picture_mask_or_strength_is_not_gone_on_with(edit, tmp_path, png):
+    words = ["one", "--mask", "mask.png", "--strength", "0.5", "--out", "many/"]
+    assert edit(*words)[0] == 0
+    assert edit(*words, "--resume") == (0, [], "")
+
+    def refused(*words):
+        code, _, err = edit(*words, "--resume")
+        return code == 2 and "was made by another command" in err
+
+    assert refused("one", "--mask", "mask.png", "--strength", "0.7", "--out", "many/")
+    assert refused("one", "--strength", "0.5", "--out", "many/")
+    (tmp_path / "mask.png").write_bytes(png(255 - MASK))
+    assert refused(*words)
+    (tmp_path / "mask.png").write_bytes(png(MASK))
+    (tmp_path / "seven.png").write_bytes(png(255 - GREY))
+    assert refused(*words)

@@ -285,3 +285,25 @@ def test_pictures_of_another_command_are_not_gone_on_with(sample):
     code, _, err = sample("one", "two", "--out", "grid.png", "--resume")
     assert code == 2
     assert "--resume wants a folder" in err
+
+
+def test_what_is_there_is_found_by_one_listing(sample, monkeypatch):
+    sample("one", "two", "--out", "many/")
+    from imagen import storage
+
+    looked_up, exists = [], storage.exists
+
+    def noted(path):
+        looked_up.append(path)
+        return exists(path)
+
+    monkeypatch.setattr(storage, "exists", noted)
+    assert sample("one", "two", "--out", "many/", "--resume") == (0, [], "")
+    assert not [path for path in looked_up if path.startswith("many")]
+
+
+def test_pictures_with_other_members_in_them_are_of_another_command(sample):
+    sample("one", "two", "--out", "many/")
+    code, _, err = sample("one", "two", "--out", "many/", "--members", "--resume")
+    assert code == 2
+    assert "was made by another command" in err

@@ -28,6 +28,9 @@ from runtime import progress, session
 MANIFEST, KIND = "manifest.json", "eval"
 GRID, PREVIEW, METRICS, LINES = "grid.png", "preview.png", "metrics.json", "images.jsonl"
 FILM, NEAREST, CONFIG = "denoising.webp", "nearest.png", "config.yaml"
+MOST_YARDSTICKS = 2
+"""Of the whole cascade and of a base alone: up to 70 MB each."""
+_YARDSTICKS: dict[Any, score.Yardstick] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +107,28 @@ def evaluate(
     """
     config = evaluation.config
     with evaluation.timed("real images and judge"):
-        last = list(config.members.values())[-1]
-        kept = storage.join(config.evals, "reference")
-        real = score.yardstick(prepared, last, config.eval, kept)
+        real = _yardstick(config, prepared)
     storage.delete(storage.join(evaluation.folder, MANIFEST))
     with evaluation.timed("sample"):
         _sample(evaluation, address)
     files = _measure(evaluation, real, prepared)
     check()
     _publish(evaluation, files)
+
+
+def _yardstick(config: EvalConfig, prepared: Prepared) -> score.Yardstick:
+    """Return what samples are held against; line-ups of one round have it in common."""
+    last, section = list(config.members.values())[-1], config.eval
+    index = storage.join(prepared.index_dir, "manifest.json")
+    files = [path for path in (index, section.features.reference) if path]
+    versions = tuple(storage.version(path) for path in files)
+    key = (index, versions, last.shape, last.network.channels, section)
+    if key not in _YARDSTICKS:
+        while len(_YARDSTICKS) >= MOST_YARDSTICKS:
+            del _YARDSTICKS[next(iter(_YARDSTICKS))]
+        kept = storage.join(config.evals, "reference")
+        _YARDSTICKS[key] = score.yardstick(prepared, last, section, kept)
+    return _YARDSTICKS[key]
 
 
 def _sample(evaluation: Evaluation, address: str | None) -> None:

@@ -78,12 +78,15 @@ def text_use(wanted: np.ndarray, seen: np.ndarray) -> dict[str, Any]:
     expected, (low, high) = chance["value"], wilson(hits, n)
     gap = figure(hits / n - expected, (low - expected, high - expected), n)
     left = 1 - expected
-    gains = [(end - expected) / left for end in (hits / n, low, high)] if left > 1e-9 else None
+    gain = figure(None, None, n)
+    if left > 1e-9:
+        value, *ends = [(end - expected) / left for end in (hits / n, low, high)]
+        gain = figure(value, ends, n)
     return {
         "right_prompt": share(hits, n),
         "chance": chance,
         "gap": gap,
-        "share_of_possible_gain": figure(gains and gains[0], gains and gains[1:], n),
+        "share_of_possible_gain": gain,
         "gate_passed": share(int((seen >= 0).sum()), n),
     }
 

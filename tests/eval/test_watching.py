@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eval import sampling, stage, watching
+from eval import sampling, score, stage, watching
 from eval.lineups import lineups
 from imagen import manifest, storage
 from imagen.errors import StorageError
@@ -91,12 +91,16 @@ def test_two_evaluators_at_once_share_the_work_and_do_nothing_twice(tiny, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_failed_evaluation_is_noted_tried_again_and_given_up_while_others_go_on(tiny, tmp_path):
+def test_a_failed_evaluation_is_noted_tried_again_and_given_up_while_others_go_on(
+    tiny, tmp_path, monkeypatch
+):
     config = tiny.make_config(tmp_path, count=10)
     tiny.write_data(tmp_path)
     for images in (100, 200):
         tiny.write_snapshot(config, "base", images_seen=images, seed=images)
     sample_here(config)
+    learnt, yardstick = [], score.yardstick
+    monkeypatch.setattr(score, "yardstick", lambda *a: learnt.append(a) or yardstick(*a))
     (broken,) = [lineup for lineup in lineups(config) if lineup.images == 200]
     chunk = stage.Found.of(config, broken).evaluation.chunks[0].path
     whole = storage.get(chunk)
@@ -119,6 +123,7 @@ def test_a_failed_evaluation_is_noted_tried_again_and_given_up_while_others_go_o
     storage.delete(f"{config.evals}/failed/{name}.json")
     assert watching.once(config, None, told.append).done == [name]
     assert not storage.exists(f"{config.evals}/failed/{name}.json")
+    assert len(learnt) == 1  # real images are read, and the judge taught, once for all of them
 
 
 @pytest.mark.slow

@@ -42,4 +42,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq -c constraints.txt -e ".[dev]"
 	@$(BIN)/python -m pip install -qq -c constraints.txt --no-deps torch-fidelity # else it brings torchvision
+	@rm -rf $(VENV)/lib/python3*/site-packages/tests # torch-fidelity's: it would hide ours from child processes
 	@touch $@

@@ -27,6 +27,7 @@ run again       finished: says so and does nothing; killed: goes on with the ima
   python -m eval CONFIG --watch    the same, again and again until the trainings have finished
   python -m eval compare A B       two runs or checkpoints side by side
   python -m eval publish CONFIG TO a cascade with a model card, on a disk or a bucket
+  python -m eval sample CASCADE …  thousands of prompts to tar shards or PNG files
   python -m eval statistics …      real images as numbers, to compare with (FID)
 (each with --help)
 

@@ -82,15 +82,18 @@ def kill_at_rename(folder: str, number: int) -> list[int]:
 
     def save() -> None:
         checkpoint.save(folder, 1, tensors, {})
-        renames, rename = [], os.replace
+        named = []
 
-        def dies(a: str, b: str) -> None:
-            renames.append(b)
-            if len(renames) == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            rename(a, b)
+        def dying(give_name: Callable[[str, str], None]) -> Callable[[str, str], None]:
+            def give(a: str, b: str) -> None:
+                named.append(b)
+                if len(named) == number:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                give_name(a, b)
 
-        os.replace = dies
+            return give
+
+        os.replace, os.link = dying(os.replace), dying(os.link)  # a new manifest is linked
         checkpoint.save(folder, 2, tensors, {})
 
     if end_of(fork(save)) != -signal.SIGKILL:

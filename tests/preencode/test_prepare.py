@@ -108,8 +108,10 @@ def opened(config, member: str) -> tuple[Prepared, Prepared]:
 
 
 def written(folder: str | Path) -> dict[str, bytes]:
+    """All files below a folder, without locks and what killed writers leave until it is swept."""
     found = [p for p in Path(folder).rglob("*") if p.is_file() and p.name != ".lock"]
-    return {str(p.relative_to(folder)): p.read_bytes() for p in found}
+    named = {str(p.relative_to(folder)): p for p in found if storage.TEMP_MARK not in p.name}
+    return {name: path.read_bytes() for name, path in named.items()}
 
 
 @pytest.fixture

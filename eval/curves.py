@@ -4,12 +4,8 @@ TensorBoard's file is written anew from all finished evaluations: they may finis
 it draws points in the order of the file. Nothing here stops an evaluation: metrics.json has it all.
 """
 
-import contextlib
-import os
 import sys
-import tempfile
 import time
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,15 +21,12 @@ from eval.report.samples import GRID, chosen
 from imagen import storage
 from imagen.config import to_tree
 from imagen.errors import ImagenError
+from runtime.wandb_run import Description, WandbRun
 
 EVENTS: Any = event_pb2  # generated: type checkers cannot see the classes
 SUMMARIES: Any = summary_pb2
 FOLDER = "tensorboard"
 GRID_PX = 900
-ID = "wandb-id"
-"""File with the id of the W&B run, so that later evaluations add to its curves."""
-INIT_S, FINISH_S = 20.0, 60.0
-"""How long a W&B server may take to answer, and to take the last curves."""
 
 
 def tell(config: EvalConfig, folder: str) -> None:
@@ -105,63 +98,15 @@ def _image(one: Evaluation) -> Any:
 
 def _wandb(config: EvalConfig, mine: Evaluation) -> None:
     """Send one evaluation, or keep it in files to be sent later."""
-    folder = _local(config)
-    try:
-        run = _begin(config, folder)
-    except Exception as err:  # no package, key or network, or what a server thinks of it
-        said = str(err).strip().splitlines() or [type(err).__name__]
-        run, kept = None, "not kept there: metrics.jsonl and TensorBoard have them"
-        with contextlib.suppress(Exception):
-            run = _begin(config, folder, mode="offline")
-            kept = f"kept in `{folder}`: send them with `wandb sync`"
-        print(f"wandb: {said[0]}; the curves of the evaluation are {kept}", file=sys.stderr)
-    if run is None:
-        return
-    with contextlib.suppress(Exception):  # its process may be gone: the files have it all
-        run.log({"images_seen": mine.at, **scalars(mine)})
-        run.finish()
-
-
-def _begin(config: EvalConfig, folder: str, **more: Any) -> Any:
-    """Begin or resume the run of a project's evaluations. Raises what keeps it from that."""
-    import wandb
-
-    settings = wandb.Settings(
-        console="off",
-        silent=True,
-        init_timeout=INIT_S,
-        finish_timeout=FINISH_S,
-        finish_timeout_raises=False,
-    )
-    run = wandb.init(
+    about = Description(
         project=config.eval.wandb,
-        id=run_id(config.evals),
-        resume="allow",
+        folder=config.evals,
         name=f"{config.name}/eval",
         group=config.name,
-        job_type="eval",
+        part="eval",
         config=to_tree(config),
-        reinit="create_new",
-        settings=settings,
-        dir=folder,
-        **more,
     )
-    run.define_metric("images_seen")
-    run.define_metric("*", step_metric="images_seen")
-    return run
-
-
-def run_id(folder: str) -> str:
-    """Return the id of the W&B run of a folder of evaluations, the same ever after."""
-    path = storage.join(folder, ID)
-    if not storage.exists(path):
-        storage.put(path, uuid.uuid4().hex[:12].encode(), if_absent=True)
-    return storage.get(path).decode()
-
-
-def _local(config: EvalConfig) -> str:
-    """Return a local folder for wandb's own files; it makes a folder `wandb` in it."""
-    if not storage.is_local(config.evals):
-        return tempfile.mkdtemp(prefix="imagen-wandb-")
-    os.makedirs(storage.local(config.evals), exist_ok=True)
-    return storage.local(config.evals)
+    run = WandbRun.open(about, otherwise="metrics.jsonl and TensorBoard")
+    if run is not None:
+        run.scalars(mine.at, scalars(mine))
+        run.close()

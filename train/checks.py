@@ -10,7 +10,8 @@ from typing import Any
 from imagen import storage
 from imagen.data.prepared import Prepared, ShardInfo
 from imagen.errors import CheckpointError, ConfigError, ShardError
-from train import curves, initial, prefetch, rundir
+from runtime import wandb_run
+from train import initial, prefetch, rundir
 from train.config import TrainStageConfig
 from train.data import Microbatch
 from train.job import Inputs
@@ -29,7 +30,7 @@ def check(config: TrainStageConfig, member: str, accept: Sequence[str] = ()) -> 
     """
     train = config.of(member)
     rundir.accepted(accept)
-    curves.check(train.wandb)
+    wandb_run.check(train.wandb)
     initial.check(config, member)
     inputs = Inputs.open(config, member)
     _check_width(config, member, inputs)

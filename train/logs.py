@@ -13,8 +13,9 @@ from imagen import manifest, storage
 from imagen.retrying import PATIENT, Patience
 from runtime import log
 from runtime.log import JsonLog
+from runtime.wandb_run import WandbRun
 from train import results
-from train.curves import Wandb
+from train.curves import wandb_run
 from train.job import Job
 
 EVENTS: Any = event_pb2  # generated: type checkers cannot see the classes
@@ -33,7 +34,7 @@ BAD = "bad/"
 class RunLog:
     """The logs of one run directory."""
 
-    def __init__(self, run_dir: str, images_seen: int, wandb: Wandb | None = None) -> None:
+    def __init__(self, run_dir: str, images_seen: int, wandb: WandbRun | None = None) -> None:
         self._json = JsonLog(storage.join(run_dir, LOG))
         self._wandb = wandb
         folder = storage.join(run_dir, TENSORBOARD)
@@ -45,7 +46,7 @@ class RunLog:
     @classmethod
     def of(cls, job: Job, images_seen: int) -> Self:
         """Open the logs of a job's run, with the curves that its config asks for."""
-        return cls(job.run_dir, images_seen, Wandb.open(job))
+        return cls(job.run_dir, images_seen, wandb_run(job))
 
     def event(self, event: str, **fields: Any) -> None:
         """Note something that happened: a start, a checkpoint, a bad sample."""
@@ -85,7 +86,7 @@ class ValidationLog:
         folder = storage.join(job.run_dir, TENSORBOARD, VALIDATION)
         # of its own: TensorBoard reads the files of a folder one after another
         self._events = EventFile(storage.local(folder)) if storage.is_local(folder) else None
-        self._wandb = Wandb.open(job, VALIDATION)
+        self._wandb = wandb_run(job, VALIDATION)
 
     def tell(self, result: dict[str, Any]) -> None:
         """Note a result."""

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from imagen import storage
 from runtime import log
-from train import curves as wandb_curves
+from train.curves import wandb_run
 from train.job import Job
 from train.logs import SCALARS, RunLog, ValidationLog
 
@@ -150,7 +151,7 @@ def test_curves_that_cannot_be_begun_never_stop_a_training(
 
     fake = types.SimpleNamespace(init=init, Settings=dict)
     if refused == "settings":
-        monkeypatch.setattr(wandb_curves.storage, "put", lambda *_, **__: init())
+        monkeypatch.setattr(storage, "put", lambda *_, **__: init())
     monkeypatch.setitem(sys.modules, "wandb", None if refused == "import" else fake)
-    assert wandb_curves.Wandb.open(job) is None
+    assert wandb_run(job) is None
     assert "the curves of train are not kept there: log.jsonl" in capsys.readouterr().err

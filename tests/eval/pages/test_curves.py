@@ -78,4 +78,4 @@ def test_without_the_package_it_is_told_and_nothing_stops(tiny, run, monkeypatch
     config = tiny.make_config(tmp_path / "out", wandb="tiny")
     monkeypatch.setitem(sys.modules, "wandb", None)
     curves.tell(config, newest(config))
-    assert "the curves of the evaluation are not kept there" in capsys.readouterr().err
+    assert "the curves of eval are not kept there" in capsys.readouterr().err

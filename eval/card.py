@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import imagen
+from eval.config import UNSTATED
 from eval.figures import figures, headlines, told
 from eval.history import Evaluation
 from imagen.config import build, dump_yaml
 from imagen.data.images import told as size_told
 from imagen.member import MemberConfig
 
-UNSTATED = "not stated"
 HUB_LICENSES = {
     *("apache-2.0", "mit", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0"),
     *("cc-by-nc-4.0", "openrail", "creativeml-openrail-m", "gpl-3.0", "unknown"),

@@ -4,13 +4,16 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from imagen import storage
 from imagen.cascade import SampleOptions
 from imagen.errors import ConfigError
-from imagen.project import ProjectConfig
+from imagen.project import ProjectConfig, absolute_path
 
 DIGITS, SHAPES = "digits", "shapes"
 GENERATED = (DIGITS, SHAPES)
 """Values of `prompts` that are no files."""
+UNSTATED = "not stated"
+"""A licence that nobody has named."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,11 +129,46 @@ class EvalSection:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PublishConfig:
+    """The `publish:` section: which cascade goes where, and what its card says of it."""
+
+    to: str = ""
+    """Folder or URL that holds nothing else; empty: `<out>/published`."""
+    evaluation: str = "newest"
+    """`newest`; `best` by a figure; or the name of an evaluation: that one for good."""
+    by: str = ""
+    """Figure that says which is best; empty: the first headline that there is."""
+    layout: Literal["imagen", "hub"] = "imagen"
+    """`hub`: the card begins with the fields that the Hugging Face hub reads."""
+    weights_license: str = UNSTATED
+    """Licence of the weights."""
+    data_license: str = UNSTATED
+    """Licence of the images that they were trained on."""
+
+    def __post_init__(self) -> None:
+        if self.by and self.evaluation != "best":
+            raise ConfigError(
+                f"by {self.by} says which evaluation is best, evaluation is {self.evaluation}",
+                "set publish.evaluation=best, or leave out publish.by",
+            )
+        if not self.evaluation:
+            raise ConfigError("evaluation is empty", "say newest, best, or the name of one")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EvalConfig(ProjectConfig):
     """Everything the eval stage reads."""
 
     eval: EvalSection = field(default_factory=EvalSection)
     """What to sample and how to judge it."""
+    publish: PublishConfig | None = None
+    """How an evaluated cascade is published; None: not as a stage of the pipeline."""
+
+    @property
+    def published(self) -> str:
+        """Folder or URL that the cascade is published to."""
+        to = self.publish.to if self.publish else ""
+        return absolute_path(to) if to else storage.join(self.out, "published")
 
     def __post_init__(self) -> None:
         ProjectConfig.__post_init__(self)

@@ -10,7 +10,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -220,21 +220,30 @@ def _fingerprint(path: str) -> str | None:
 
 def _put_beside(dest: str, chosen: Chosen, about: card.About) -> list[str]:
     """Write the files beside the members that are not there as they should be; return names."""
-    evaluation = chosen.evaluation
     sums = dict(_member_sums(dest, chosen.body["members"]))
-    files = {METRICS: evaluation.file(METRICS)}
-    if evaluation.has(GRID):
-        files[GRID] = evaluation.file(GRID)
-    files[README] = card.card(evaluation, chosen.body, sums, about).encode()
-    sums |= {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    files[SUMS] = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
     written = []
-    for name, data in files.items():
+    for name, data in beside_members(chosen.evaluation, chosen.body, sums, about).items():
         path = storage.join(dest, name)
         if not storage.exists(path) or storage.get(path) != data:
             storage.put(path, data)
             written.append(name)
     return written
+
+
+def beside_members(
+    evaluation: Evaluation,
+    body: Mapping[str, Any],
+    members: Mapping[str, str],
+    about: card.About,
+) -> dict[str, bytes]:
+    """Return the files that lie beside the members. `members`: SHA-256 of the members' files."""
+    files = {METRICS: evaluation.file(METRICS)}
+    if evaluation.has(GRID):
+        files[GRID] = evaluation.file(GRID)
+    files[README] = card.card(evaluation, body, members, about).encode()
+    sums = {**members, **{n: hashlib.sha256(data).hexdigest() for n, data in files.items()}}
+    files[SUMS] = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
+    return files
 
 
 def _member_sums(dest: str, members: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str]]:

@@ -19,7 +19,7 @@ from imagen.redaction import redacted, secrets_in
 
 T = TypeVar("T")
 
-SECTIONS = ("source", "preencode", "train", "eval")
+SECTIONS = ("source", "preencode", "train", "eval", "publish")
 """Top-level keys that one stage owns; other stages skip them."""
 
 

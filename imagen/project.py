@@ -8,7 +8,9 @@
 <out>/<member>/             run directory of one U-Net: config, log, checkpoints, snapshots
 <out>/cascade/              the newest assembled cascade: what `imagen sample --cascade` takes
 <out>/eval/<images>-<fp>/   grid.png, metrics.json, report.html
+<out>/published/            the cascade with its card, for others, unless publish.to is elsewhere
 <out>/logs/                 output of stages that ran side by side
+<out>/submitted/            the resolved configs that jobs on a cluster were given
 ```
 """
 

@@ -1,1 +1,1 @@
-"""Runs the stages in order on one Ray, and tells how far each of them is."""
+"""Runs the stages in order, here or as Ray jobs on a cluster, and tells how far each is."""

@@ -14,8 +14,8 @@ from imagen import storage
 from pipeline.stages import Stage
 from runtime import cli
 
-INTERRUPT_S = 20.0
-"""How long an interrupted stage may take to end by itself."""
+INTERRUPT_S = 110.0
+"""How long an interrupted stage may take to end by itself, a training after a last checkpoint."""
 TAIL_LINES = 15
 ALWAYS = {"PYTHONUNBUFFERED": "1"}  # in a file, errors stand after what was printed before them
 

@@ -14,6 +14,8 @@ from pipeline.run import Outcome
 from pipeline.stages import Stage
 from runtime.terminal import show
 
+EVAL = "eval"
+"""Name of the stage whose results are shown."""
 METRICS, PREVIEW = "metrics.json", "preview.png"
 SHOWN = ("grid.png", "report.html")
 """Files among eval's outputs that a person wants to open."""
@@ -24,7 +26,8 @@ def summary(stages: Sequence[Stage], outcome: Outcome, out: str) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if outcome.seconds:
         console.print(times(stages, outcome))
-    outputs = stages[-1].state().outputs
+    evaluated = [stage for stage in stages if stage.name == "eval"]  # not when it was left out
+    outputs = [path for stage in evaluated for path in stage.state().outputs]
     if console.is_terminal:
         picture(console, outputs)
     for line in results(outputs):

@@ -1,16 +1,22 @@
 """The line of stages as a graph: what each needs first, how it is started, how far it is."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import difflib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+from eval import published as publish_stage
 from eval import stage as eval_stage
 from imagen import storage
+from imagen.errors import ConfigError
 from pipeline.config import PipelineConfig
 from preencode import prepare as prepare_stage
 from preencode import stage as preencode_stage
 from runtime.state import StageState
 from train import stage as train_stage
 from train.logs import LOG
+
+TRAIN = "train"
+"""On a command line: the trainings of all members."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +43,11 @@ class Stage:
     """Looks at the files and says how far the stage is."""
     training: Training | None = None
 
+    @property
+    def slug(self) -> str:
+        """The name as a command line and a job's id have it: `train-base`."""
+        return self.name.replace(" ", "-")
+
 
 def line(config: PipelineConfig) -> list[Stage]:
     """Return the stages of a config in an order that respects what each reads."""
@@ -57,7 +68,8 @@ def line(config: PipelineConfig) -> list[Stage]:
         after=tuple(stage.name for stage in trainings),
         state=lambda: eval_stage.state(config.eval),
     )
-    return [*importing, encode, *preparing, *trainings, evaluate]
+    publishing = [_publish(config)] if config.eval.publish else []
+    return [*importing, encode, *preparing, *trainings, evaluate, *publishing]
 
 
 def _import(config: PipelineConfig, source: str) -> Stage:
@@ -90,6 +102,77 @@ def _train(config: PipelineConfig, member: str, after: str) -> Stage:
             images=config.train.of(member).total,
         ),
     )
+
+
+def _publish(config: PipelineConfig) -> Stage:
+    return Stage(
+        name="publish",
+        arguments=("-m", "eval", "publish", *config.arguments),
+        after=("eval",),
+        state=lambda: publish_stage.state(config.eval),
+    )
+
+
+def select(
+    stages: Sequence[Stage],
+    only: str | None = None,
+    first: str | None = None,
+    last: str | None = None,
+) -> list[Stage]:
+    """Return the stages that --only, --from and --until ask for, in the order of the line.
+
+    `first`: it and what needs it; `last`: it and what it needs; both: what lies between. `train`
+    stands for the trainings of all members. What is left out is not waited for. Raises ConfigError.
+    """
+    if only and (first or last):
+        raise ConfigError("--only goes without --from and --until", "it names the only stage")
+    chosen = {stage.name for stage in stages}
+    if only:
+        chosen &= _named(stages, only)
+    if first:
+        chosen &= _closure(_named(stages, first), _needed_by(stages))
+    if last:
+        chosen &= _closure(_named(stages, last), {stage.name: stage.after for stage in stages})
+    if not chosen:
+        raise ConfigError(
+            f"no stage needs {first} and is needed by {last}",
+            f"the stages are: {', '.join(stage.slug for stage in stages)}",
+        )
+    kept = [stage for stage in stages if stage.name in chosen]
+    return [replace(s, after=tuple(a for a in s.after if a in chosen)) for s in kept]
+
+
+def _named(stages: Sequence[Stage], word: str) -> set[str]:
+    """Return the names that a word of the command line stands for. Raises ConfigError."""
+    slug = word.replace(" ", "-")
+    found = {stage.name for stage in stages if stage.slug == slug}
+    if slug == TRAIN:
+        found = {stage.name for stage in stages if stage.training}
+    if found:
+        return found
+    known = [stage.slug for stage in stages]
+    near = difflib.get_close_matches(slug, [*known, TRAIN], n=1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    raise ConfigError(
+        f"the line of this config has no stage {word!r}",
+        f"{meant}the stages are: {', '.join(known)}",
+    )
+
+
+def _needed_by(stages: Sequence[Stage]) -> dict[str, tuple[str, ...]]:
+    """Return for each stage those that read its outputs."""
+    return {s.name: tuple(t.name for t in stages if s.name in t.after) for s in stages}
+
+
+def _closure(names: Collection[str], edges: Mapping[str, Sequence[str]]) -> set[str]:
+    """Return names and all that is reached from them along edges."""
+
+    def reached(name: str) -> Iterator[str]:
+        yield name
+        for other in edges[name]:
+            yield from reached(other)
+
+    return {found for name in names for found in reached(name)}
 
 
 def waves(stages: Sequence[Stage]) -> list[list[Stage]]:

@@ -46,6 +46,17 @@ class Volume:
     exact: bool
     """All is indexed already; else it is judged by the first shard that is not."""
 
+    @property
+    def beside_bytes(self) -> float:
+        """Bytes that are stored beside the embeddings."""
+        samples = self.rows * (SLOT_BYTES + KEY_BYTES)
+        return samples + self.captions * OFFSET_BYTES + self.tokens * ID_BYTES
+
+    @property
+    def stored_bytes(self) -> float:
+        """Bytes of all that is stored, with embeddings in float16."""
+        return self.tokens * self.dim * 2 + self.beside_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class Speed:
@@ -82,6 +93,22 @@ def plan_lines(config: PreencodeConfig, *, measure: bool = False) -> Iterator[st
         yield from _volume_lines(volume, job)
         yield from _request_lines(left, len(paths), job)
         yield from _time_lines(volume, config, _speed(config, job, captions, measure=measure))
+
+
+def remaining(config: PreencodeConfig) -> tuple[Volume, Speed | None] | None:
+    """Return what is left to encode and the speed that the log tells; None: nothing is left.
+
+    Raises ImagenError when that cannot be known yet: no tars, or no encoder on this machine.
+    """
+    config = absolute(config)
+    paths = importing.list_tars(config)
+    job = make_job(config, download=False)
+    left = work_left(job, paths)
+    if not left:
+        return None
+    first, captions = _sample(job, left)
+    volume = estimate(config, job, left, first, captions)
+    return volume, _speed(config, job, captions, measure=False)
 
 
 def _sample(job: Job, left: Sequence[Shard]) -> tuple[Shard, list[str]]:
@@ -137,11 +164,7 @@ def _volume_lines(volume: Volume, job: Job) -> Iterator[str]:
         f"captions        {about}{volume.rows:,.0f}, of them about {volume.captions:,.0f} distinct "
         f"in their shard, {volume.tokens:,.0f} tokens"
     )
-    beside = (
-        volume.rows * (SLOT_BYTES + KEY_BYTES)
-        + volume.captions * OFFSET_BYTES
-        + volume.tokens * ID_BYTES
-    )
+    beside = volume.beside_bytes
     half = volume.tokens * volume.dim * 2
     padded = volume.rows * job.text.max_tokens * volume.dim * 4
     yield (

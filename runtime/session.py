@@ -16,7 +16,7 @@ from typing import Any
 
 from imagen.errors import ConfigError
 from runtime.cli import user_error
-from runtime.state import is_locked, lock
+from runtime.state import LOCK, is_locked, lock
 
 SETTINGS = {
     # Ray Train: a node that is gone costs seconds, not a minute (shared/knowledge: ray.md)
@@ -149,9 +149,13 @@ def _start(folder: str, **size: Any) -> None:
 
 
 def sweep_local(older_than_s: float = 60.0) -> int:
-    """Delete the folders of local Rays that nobody holds any more; return how many."""
+    """Delete the folders of local Rays that nobody holds any more; return how many.
+
+    Only folders that were locked once, by `_local`: of other Rays nobody knows here who holds them.
+    """
     swept = 0
-    for path in glob.glob(f"/tmp/{LOCAL_PREFIX}*"):
+    for path in glob.glob(f"/tmp/{LOCAL_PREFIX}*/{LOCK}"):
+        path = os.path.dirname(path)
         with contextlib.suppress(OSError):  # somebody else's, or swept by somebody else
             if time.time() - os.stat(path).st_mtime > older_than_s and is_locked(path) is None:
                 shutil.rmtree(path)

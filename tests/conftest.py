@@ -114,3 +114,16 @@ def gcs(gcs_server, monkeypatch):
     yield Gcs(gcs_server)
     gcs_server.faults()
     gcs_server.access()
+
+
+@pytest.fixture(scope="module")
+def job_cluster():
+    """A Ray head that takes jobs over HTTP from who has its token, and two nodes of a core each."""
+    from benchmarks.local_head import LocalHead
+
+    head = LocalHead()
+    with contextlib.closing(head):
+        head.start()
+        head.add()
+        head.add()
+        yield head

@@ -140,24 +140,56 @@ def _either_size(train: TrainConfig, usage: Usage, passing: int) -> str:
 
 def _disk(config: TrainStageConfig, member: str, inputs: Inputs) -> Iterator[str]:
     """Tell what checkpoints and snapshots take, and the copies of remote shards."""
-    train, run_dir = config.of(member), config.run_dir(member)
-    fixed = estimate.training_fixed(config.members[member], train.optimizer)
-    profiles = len(train.ema_profiles)
-    checkpoint = fixed.weights * (2 + profiles) + fixed.optimizer
-    snapshot = fixed.weights * (1 + profiles + (train.validate > 0))
-    count = -(-train.total // train.snapshot_every) + bool(train.validate or train.grid)
-    kept = min(count, train.keep_snapshots + 1) if train.keep_snapshots else count
+    run_dir, disk = config.run_dir(member), kept(config, member)
     yield (
-        f"disk              {train.keep_checkpoints} checkpoints of {_size(checkpoint)}, "
-        f"{kept} snapshots of {_size(snapshot)}{_milestones(train)}{_free(run_dir)}"
+        f"disk              {disk.checkpoints} checkpoints of {_size(disk.checkpoint)}, "
+        f"{disk.snapshots} snapshots of {_size(disk.snapshot)}"
+        f"{_milestones(disk)}{_free(run_dir)}"
     )
     if prefetch.is_remote(inputs):
-        yield f"cache             up to {train.cache_gb:g} GB a machine in {inputs.cache.folder}"
+        room = config.of(member).cache_gb
+        yield f"cache             up to {room:g} GB a machine in {inputs.cache.folder}"
 
 
-def _milestones(train: TrainConfig) -> str:
-    count = train.total // train.milestone_every if train.milestone_every else 0
-    return f", and {count} of each for ever" if count else ""
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Disk:
+    """What the run directory of a finished training holds."""
+
+    checkpoint: int
+    """Bytes of one."""
+    checkpoints: int
+    """How many are kept at most, milestones aside."""
+    snapshot: int
+    """Bytes of one."""
+    snapshots: int
+    """How many are kept at most, milestones aside."""
+    milestones: int
+    """Checkpoints and snapshots that are kept for ever, of each."""
+
+    @property
+    def total(self) -> int:
+        """Bytes of all of them."""
+        forever = self.milestones * (self.checkpoint + self.snapshot)
+        return self.checkpoints * self.checkpoint + self.snapshots * self.snapshot + forever
+
+
+def kept(config: TrainStageConfig, member: str) -> Disk:
+    """Return what the training of a member leaves on the disk or store."""
+    train = config.of(member)
+    fixed = estimate.training_fixed(config.members[member], train.optimizer)
+    profiles = len(train.ema_profiles)
+    count = -(-train.total // train.snapshot_every) + bool(train.validate or train.grid)
+    return Disk(
+        checkpoint=fixed.weights * (2 + profiles) + fixed.optimizer,
+        checkpoints=train.keep_checkpoints,
+        snapshot=fixed.weights * (1 + profiles + (train.validate > 0)),
+        snapshots=min(count, train.keep_snapshots + 1) if train.keep_snapshots else count,
+        milestones=train.total // train.milestone_every if train.milestone_every else 0,
+    )
+
+
+def _milestones(disk: Disk) -> str:
+    return f", and {disk.milestones} of each for ever" if disk.milestones else ""
 
 
 def _free(run_dir: str) -> str:
@@ -194,7 +226,7 @@ def _validation(config: TrainStageConfig, member: str, inputs: Inputs) -> Iterat
     samples, drawn = min(train.validate, heldout), min(train.grid, heldout)
     needed = _validating(config, member, samples, drawn)
     share = needed / train.snapshot_every
-    seconds = needed * flops.training_flops(config.members[member], train.crop_px) / _core()
+    seconds = needed * flops.training_flops(config.members[member], train.crop_px) / core_peak()
     yield (
         f"validation        of each snapshot on {samples:,} of {heldout:,} held-out samples, with "
         f"pictures of {drawn}: {share:.1%} of the operations between two snapshots, beside the "
@@ -203,7 +235,7 @@ def _validation(config: TrainStageConfig, member: str, inputs: Inputs) -> Iterat
     )
 
 
-def _core() -> float:
+def core_peak() -> float:
     """Return the operations a second of one core of this machine: a validation has no more."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -23,7 +23,7 @@ from train.attempts import WorkerFailed
 from train.job import Job
 from train.logs import LOG
 from train.loop import World
-from train.machines import WAITING
+from train.machines import STOP, STOPPED, WAITING
 from train.validator import Validator
 from train.worker import run_rank
 
@@ -33,6 +33,8 @@ RESIZE_EVERY_S = 30.0
 """How often a run looks for machines to grow onto; each growth restarts all workers."""
 TIMEOUT_S = 300
 """How long a collective may take before a peer counts as hung."""
+LAST_S = 100.0
+"""How long a run that is stopped may take for its last checkpoint: infra's limits are longer."""
 TELL_S = 60.0
 """How often a run that waits for machines says so."""
 
@@ -131,11 +133,27 @@ def _fit_once(job: Job, wants: dict[str, float]) -> Exception | None:
             {job.member: job.train.total},
             ended,
         )
+    except KeyboardInterrupt:
+        group = os.path.join(storage_path, inside.GROUP) if inside is not None else ""
+        if thread.is_alive() and os.path.exists(group):
+            _save_last(job, storage_path)
+        raise
+    else:
         if failures and inside is not None:
             inside.clean(storage_path)
     finally:
         shutil.rmtree(storage_path, ignore_errors=True)
     return failures[0] if failures else None
+
+
+def _save_last(job: Job, folder: str) -> None:
+    """Have the workers save a checkpoint before they go with this process."""
+    print(f"train {job.member}: saving a checkpoint; Ctrl-C again: without", file=sys.stderr)
+    with open(os.path.join(folder, STOP), "w"):
+        pass
+    deadline = time.monotonic() + LAST_S
+    while not os.path.exists(os.path.join(folder, STOPPED)) and time.monotonic() < deadline:
+        time.sleep(progress.POLL_S)
 
 
 class Waiting:

@@ -11,6 +11,8 @@ ANSWER_S = 1.0
 """A node that does not take a connection for this long is left out: it is gone, or soon is."""
 WAITING = "waiting"
 """File in Ray's folder of the run that says what it waits for, empty while it does not."""
+STOP, STOPPED = "stop", "stopped"
+"""Files there: the driver asks for a last checkpoint; it is saved, or there is nothing to save."""
 VALIDATION = "imagen_validation"
 """Resource of nodes on which snapshots are validated; no training takes their GPUs."""
 

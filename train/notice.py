@@ -1,9 +1,9 @@
 """A notice that this group of workers ends soon: save a checkpoint now, on all ranks, and wait.
 
 Ray's side (train/ray_internals.py) calls `ask` in each training process: before machines are added,
-and when one is about to be taken away. The training thread asks `agreed` after each step; when all
-ranks agree they save, and are parked in `after_save` until Ray takes them down. So no step that was
-taken is lost, and none is taken in vain.
+when one is about to be taken away, and when a person stops the run. The training thread asks
+`agreed` after each step; when all ranks agree they save, and are parked in `after_save` until Ray
+takes them down. So no step that was taken is lost, and none is taken in vain.
 """
 
 import threading
@@ -20,7 +20,7 @@ PARK_S = 120.0
 """How long a rank waits for its end by default; then training goes on."""
 TIMEOUT_S = 300.0
 """How long the ranks wait for each other's answer before a peer counts as hung."""
-REASONS = ("", "resize", "preemption")
+REASONS = ("", "resize", "preemption", "stop")
 """What can be asked for, by the number that the ranks send each other."""
 
 
@@ -31,6 +31,7 @@ class _Notice:
     reason: str = ""
     park_s: float = 0.0
     parked: bool = False
+    stepping_since: float | None = None
 
 
 class _Votes:
@@ -75,6 +76,8 @@ def park_s(gone: float) -> float:
 
 def agreed(world: World) -> str | None:
     """Return why all ranks save now, or None; every rank calls it after the same steps."""
+    if _notice.stepping_since is None:
+        _notice.stepping_since = time.monotonic()
     if world.size == 1:
         return _notice.reason or None
     global _votes
@@ -97,3 +100,9 @@ def after_save(reason: str) -> None:
 def parked() -> bool:
     """Tell whether this process has saved what it was asked to save and waits for its end."""
     return _notice.parked
+
+
+def stepping_s() -> float | None:
+    """Return how long ago this process took its first step, None before."""
+    since = _notice.stepping_since
+    return None if since is None else time.monotonic() - since

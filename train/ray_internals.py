@@ -1,4 +1,4 @@
-"""All that uses the insides of Ray 2.60, behind one class: `ElasticTrainer`.
+"""What uses the insides of Ray 2.60, with train/ray_group.py, behind one class: `ElasticTrainer`.
 
 Ray Train 2.60 sizes a group of workers by what the nodes have in total, as it was up to 20 s ago.
 So after a lost node it waits a minute for machines that are gone, it never starts beside somebody
@@ -7,20 +7,19 @@ node that is being taken away, and it throws away what was trained since the las
 
 - a group is sized by what is free now on nodes that answer and stay (`Policy`);
 - a healthy group saves (train/notice.py) before it grows or leaves a drained node: no step is lost;
+- it grows when that pays for the restart (train/sizing.py, where all sizes are decided);
 - a group that failed gives its machines back at once, and so does one that did not get to start;
 - an error that comes again and again ends the run, also where workers cannot record it.
 
-tests/train/test_ray_internals.py says what this file takes for granted, and fails when Ray changes.
+tests/train/test_ray_internals.py says what both take for granted, and fails when Ray changes.
 """
 
 import contextlib
-import logging
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import ray
 import ray._private.state as ray_state
@@ -36,26 +35,18 @@ from ray.train.v2._internal.execution.scaling_policy import (
     ScalingDecision,
     ScalingPolicy,
 )
-from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from train import machines, notice
+from train import machines, notice, sizing
 from train.attempts import Launch, WorkerFailed
 from train.machines import Node, Wants
-
-LOGGER = logging.getLogger(__name__)
+from train.ray_group import GROUP, REPLY_S, Group
+from train.sizing import Held, Resize, Save, Seen, Start
 
 LOOK_S = 0.25
-PATIENCE_S = 5.0
-"""How long a start waits for machines that somebody uses: they may be those of the group before."""
-REPLY_S = 10.0
-SAVE_S = 900.0
-"""Longest wait for a checkpoint before a healthy group is taken down."""
 LIMIT_FAILURES = 20
 """Failures in a row, without any progress between them, that end a run."""
 NODE_LABEL = "ray.io/node-id"
-GROUP = "placement_group"
-"""File in Ray's folder of the run that says what its workers occupy."""
 
 
 def look(own: Mapping[str, Wants] | None = None) -> list[Node]:
@@ -69,76 +60,6 @@ def draining() -> dict[str, float]:
     return {node: at / 1000 for node, at in ray_state.state.get_draining_nodes().items()}
 
 
-class Group(WorkerGroup):
-    """Ray's group of workers; one that fails gives its machines back, and without long goodbyes.
-
-    A controller is the only one in its process, and has one group at a time.
-    """
-
-    current: ClassVar["Group | None"] = None
-    error: ClassVar[Exception | None] = None
-    """Why the newest group could not start."""
-
-    def _start(self) -> None:
-        Group.current, Group.error = self, None
-        try:
-            super()._start()
-        except Exception as err:
-            Group.error = err
-            if self.has_started():  # Ray would forget it, and its machines would stay taken
-                self.abort()
-            raise
-
-    def _create_placement_group(self, *args: Any, **kwargs: Any) -> Any:
-        handle = super()._create_placement_group(*args, **kwargs)
-        folder = str(self._train_run_context.run_config.storage_path)
-        Path(folder, GROUP).write_text(handle.placement_group.id.hex())
-        return handle
-
-    def shutdown(self) -> None:
-        """End the workers; a long goodbye only where none has failed."""
-        if self.failed():
-            self.abort()
-        else:
-            super().shutdown()
-
-    def failed(self) -> str:
-        """Return what the workers failed of, empty when none did."""
-        status = self.get_latest_poll_status() if self.has_started() else None
-        return status.get_error_string() if status and status.errors else ""
-
-    def give_back(self) -> None:
-        """Let go of the machines of a group that has failed, before it is taken down."""
-        if self.has_started():
-            self.get_worker_group_state().placement_group_handle.shutdown()
-
-    def holds(self) -> dict[str, Counter[str]]:
-        """Return what the workers hold of each node."""
-        held: dict[str, Counter[str]] = {}
-        for worker in self.get_workers() if self.has_started() else []:
-            held.setdefault(worker.metadata.node_id, Counter()).update(worker.resources)
-        return held
-
-    def save(self, reason: str, park_s: float = notice.PARK_S) -> None:
-        """Have all workers save a checkpoint and wait; return as well when one of them fails."""
-        try:
-            self._all(notice.ask, reason, park_s)
-            deadline = time.monotonic() + SAVE_S
-            while time.monotonic() < deadline:
-                status = self.poll_status(timeout=REPLY_S)
-                if status.errors or status.finished:
-                    return
-                if all(self._all(notice.parked)):
-                    return
-                time.sleep(LOOK_S / 5)
-        except (ray.exceptions.RayError, TimeoutError):
-            LOGGER.warning("no checkpoint before the %s", reason, exc_info=True)
-
-    def _all(self, function: Callable[..., Any], *args: Any) -> list[Any]:
-        refs: Any = self.execute_async(function, *args)
-        return ray.get(refs, timeout=REPLY_S)
-
-
 class Policy(ScalingPolicy):
     """How many workers a run has, by what is free now on nodes that answer and stay."""
 
@@ -150,7 +71,9 @@ class Policy(ScalingPolicy):
         self.reason = ""
         self.left: set[str] = set()
         self.waits_since: float | None = None
-        self.considered = 0.0
+        self.considered = self.decided = 0.0
+        self.unused = 0.0
+        self.restart_s: float | None = None
         self.failures, self.progress = 0, -1
 
     @property
@@ -172,20 +95,19 @@ class Policy(ScalingPolicy):
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """Start as soon as there is room for enough workers; say what is missing until then."""
         self._maybe_send_resource_request()
+        self._stop_if_asked(None)
         if self.waits_since is None:
             self.waits_since = time.monotonic()
             if Group.current is not None:
                 Group.current.give_back()
-        nodes = look()
-        room, size = self._room(nodes), sum(node.size(self.wants) for node in nodes)
-        fewest, most = self.scaling_config.min_workers, self.scaling_config.max_workers
-        patient = time.monotonic() - self.waits_since < PATIENCE_S
-        if room < fewest or (room < min(size, most) and patient):
-            if not patient:
-                self._tell(machines.told(nodes, self.wants))
-            time.sleep(LOOK_S)  # Ray asks again at once
-            return NoopDecision()
-        return self._resize(room, nodes)
+        seen = self._see()
+        decision = sizing.starting(seen, time.monotonic() - self.waits_since)
+        if isinstance(decision, Start):
+            return self._resize(decision.workers, seen)
+        if decision.told:
+            self._tell(decision.told)
+        time.sleep(LOOK_S)  # Ray asks again at once
+        return NoopDecision()
 
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
@@ -196,41 +118,74 @@ class Policy(ScalingPolicy):
         group = Group.current
         if group is None or not group.has_started():
             return NoopDecision()
+        self._stop_if_asked(group)
         held = group.holds()
         going = {node: at for node, at in draining().items() if node in held}
         since = max(worker_group_state.start_time, self.considered)
-        due = time.monotonic() - since >= self.scaling_config.elastic_resize_monitor_interval_s
-        if not (due or going):
+        every_s = self.scaling_config.elastic_resize_monitor_interval_s
+        if not sizing.is_due(time.monotonic() - since, every_s, going):
             return NoopDecision()
         self.considered = time.monotonic()
-        nodes = look(held)
-        room = self._room(nodes)
-        if going and room >= self.scaling_config.min_workers:
-            return self._resize(room, nodes, "preemption")
-        if not going and room > worker_group_state.num_workers:
-            return self._resize(room, nodes, "resize")
-        if going.keys() - self.left:  # too few machines without it
+        seen, workers = self._see(held), worker_group_state.num_workers
+        self.unused += sizing.unused(seen, workers, self.considered - since)
+        if self.restart_s is None and seen.room > workers:
+            self.restart_s = self._cost(group)
+        decision = sizing.running(
+            seen,
+            Held(
+                workers=workers,
+                going=going,
+                saved_for=self.left,
+                unused=self.unused,
+                restart_s=self.restart_s,
+            ),
+        )
+        if isinstance(decision, Resize):
+            return self._resize(decision.workers, seen, decision.reason)
+        if isinstance(decision, Save):
             self.left |= going.keys()
-            group.save("preemption", notice.park_s(max(going.values())))
+            group.save("preemption", notice.park_s(decision.gone))
         return NoopDecision()
 
-    def _room(self, nodes: Sequence[Node]) -> int:
-        """Return how many workers fit, less what is reserved for other runs that grow."""
-        room = sum(node.room(self.wants) for node in nodes)
-        free = min(room, self.scaling_config.max_workers)
+    def _cost(self, group: Group) -> float | None:
+        """Return how long the group's start took, up to its first step; None: it took none yet."""
+        stepping_s = group.stepping_s()
+        return None if stepping_s is None else time.monotonic() - stepping_s - self.decided
+
+    def _stop_if_asked(self, group: Group | None) -> None:
+        """Have a group save when the driver asks for it, which then ends, and the group with it."""
+        done = self.folder / machines.STOPPED
+        if (self.folder / machines.STOP).exists() and not done.exists():
+            if group is not None:
+                group.save("stop")
+            done.touch()
+
+    def _see(self, held: Mapping[str, Wants] | None = None) -> Seen:
+        """Look at the machines; what `held` has at a node counts as free there."""
+        return Seen(
+            nodes=look(held),
+            wants=self.wants,
+            fewest=self.scaling_config.min_workers,
+            most=self.scaling_config.max_workers,
+            reserved=self._reserved(),
+        )
+
+    def _reserved(self) -> list[Wants] | None:
+        """Return what is reserved for this run on each node, less where other runs grow."""
         keeper: Any = self._autoscaling_coordinator
         try:
             asked = keeper.get_reserved_resources.remote(self._requester_id, recompute=True)
             reserved: Any = ray.get(asked, timeout=REPLY_S)
         except (ray.exceptions.RayError, TimeoutError):
-            return free  # who keeps the reservations is gone: take what there is
-        return min(free, sum(machines.fits(there, self.wants) for there in reserved.values()))
+            return None  # who keeps the reservations is gone: take what there is
+        return list(reserved.values())
 
-    def _resize(self, room: int, nodes: Sequence[Node], reason: str = "") -> ResizeDecision:
-        self.avoid = [node.id for node in nodes if node.trouble]
+    def _resize(self, workers: int, seen: Seen, reason: str = "") -> ResizeDecision:
+        self.avoid = seen.avoid
         self.reason, self.left, self.waits_since = reason, set(), None
+        self.decided, self.unused, self.restart_s = time.monotonic(), 0.0, None
         self._tell("")
-        return ResizeDecision(room, dict(self.wants))
+        return ResizeDecision(workers, dict(seen.wants))
 
     def _tell(self, waiting: str) -> None:
         """Leave a word for the driver, which is on the same machine."""

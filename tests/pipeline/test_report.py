@@ -4,7 +4,7 @@ from PIL import Image
 from rich.console import Console
 
 from imagen import storage
-from pipeline import report, status
+from pipeline import report
 from pipeline.run import Outcome
 from pipeline.stages import Stage
 from runtime.state import StageState
@@ -59,34 +59,11 @@ def test_times_are_told_in_minutes_and_seconds():
     assert [report.clock(s) for s in (0.4, 59.6, 3600)] == ["0:00", "1:00", "60:00"]
 
 
-STATES = [
-    StageState(stage="import", status="done", detail="1,797 samples", outputs=("runs/data",)),
-    StageState(stage="train base", status="partial", detail="[300 of 600]"),
-]
-
-
-def test_the_status_table_shows_every_stage_and_takes_details_literally():
-    console = Console(width=100)
-    with console.capture() as shown:
-        console.print(status.table(STATES))
-    text = shown.get()
-    assert "1,797 samples" in text
-    assert "partial" in text
-    assert "[300 of 600]" in text
-
-
-def test_the_status_for_programs_has_all_fields():
-    assert json.loads(status.as_json(STATES))[0] == {
-        "stage": "import",
-        "status": "done",
-        "detail": "1,797 samples",
-        "outputs": ["runs/data"],
-    }
-
-
-def test_every_status_has_a_colour():
-    from typing import get_args
-
-    from runtime.state import Status
-
-    assert set(status.COLOURS) == set(get_args(Status))
+def test_results_are_those_of_the_evaluation_whatever_comes_after_it(tmp_path, capsys):
+    grid = f"{tmp_path}/grid.png"
+    elsewhere = StageState(stage="publish", status="done", detail="", outputs=("report.html",))
+    publish = Stage(name="publish", arguments=(), state=lambda: elsewhere)
+    report.summary([stage([grid]), publish], Outcome(), "runs/digits")
+    told = capsys.readouterr().out
+    assert f"grid: {grid}" in told
+    assert "report:" not in told

@@ -5,7 +5,7 @@ import pytest
 
 from imagen.errors import ConfigError
 from pipeline import config as configs
-from pipeline.stages import Stage, Training, line, reasons, shares, waves
+from pipeline.stages import Stage, Training, line, reasons, select, shares, waves
 from runtime.state import StageState
 
 DIGITS = "pipeline/configs/digits.yaml"
@@ -21,15 +21,21 @@ def names(groups):
     return [[stage.name for stage in group] for group in groups]
 
 
-def test_the_line_of_digits_is_import_preencode_both_trainings_side_by_side_eval():
+def test_the_line_of_digits_has_both_trainings_side_by_side_and_ends_with_publish():
     groups = waves(line(configs.load(DIGITS, ["out=memory://stages-test"])))
-    assert names(groups) == [["import"], ["preencode"], ["train base", "train sr1"], ["eval"]]
+    assert names(groups) == [
+        ["import"],
+        ["preencode"],
+        ["train base", "train sr1"],
+        ["eval"],
+        ["publish"],
+    ]
 
 
 def test_images_are_prepared_between_encoding_and_training_when_the_config_says_so():
     made = line(configs.load(DIGITS, ["out=memory://stages-test", "data.prepare=true"]))
     wanted = [["import"], ["preencode"], ["prepare"], ["train base", "train sr1"], ["eval"]]
-    assert names(waves(made)) == wanted
+    assert names(waves(made))[:-1] == wanted
     assert made[2].arguments[:3] == ("-m", "preencode", "prepare")
     assert (made[2].state().stage, made[2].state().status) == ("prepare", "missing")
 
@@ -61,6 +67,7 @@ def test_nothing_is_done_in_an_empty_folder(tmp_path):
         ("preencode.actros=3", "preencode.actros"),
         ("train.base.lrr=3", "train.base.lrr"),
         ("eval.cuont=3", "eval.cuont"),
+        ("publish.licence=mit", "publish.licence"),
     ],
 )
 def test_a_typo_in_the_section_of_any_stage_is_refused(override, key):
@@ -123,5 +130,62 @@ def test_a_stage_says_nothing_that_can_change_under_it():
 def test_every_committed_config_is_one_of_all_stages(path):
     config = configs.load(str(path))
     found = [stage.name for stage in line(config)]
-    assert found[-1] == "eval"
+    assert found[-2:] == ["eval", "publish"]
     assert {f"train {member}" for member in config.train.members} <= set(found)
+
+
+LINE = [
+    stage("import"),
+    stage("preencode", ("import",)),
+    stage("train base", ("preencode",), member="base"),
+    stage("train sr1", ("preencode",), member="sr1"),
+    stage("eval", ("train base", "train sr1")),
+    stage("publish", ("eval",)),
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({}, [["import"], ["preencode"], ["train base", "train sr1"], ["eval"], ["publish"]]),
+        ({"only": "eval"}, [["eval"]]),
+        ({"only": "train-base"}, [["train base"]]),
+        ({"only": "train base"}, [["train base"]]),
+        ({"only": "train"}, [["train base", "train sr1"]]),
+        ({"first": "train-sr1"}, [["train sr1"], ["eval"], ["publish"]]),
+        ({"first": "train"}, [["train base", "train sr1"], ["eval"], ["publish"]]),
+        ({"last": "train-base"}, [["import"], ["preencode"], ["train base"]]),
+        ({"first": "preencode", "last": "train"}, [["preencode"], ["train base", "train sr1"]]),
+    ],
+)
+def test_part_of_the_line_is_chosen_by_what_needs_what(options, wanted):
+    assert names(waves(select(LINE, **options))) == wanted
+
+
+def test_a_stage_that_is_left_out_is_not_waited_for():
+    assert [made.after for made in select(LINE, only="eval")] == [()]
+    assert select(LINE, first="train-base")[1].after == ("train base",)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"only": "evl"}, r"no stage 'evl'(.|\n)*did you mean eval\?(.|\n)*train-base, train-sr1"),
+        ({"first": "pre-encode"}, r"did you mean preencode\?"),
+        ({"last": "tarin"}, r"did you mean train\?"),
+        ({"only": "quux"}, r"hint: the stages are: import"),
+        ({"only": "eval", "last": "eval"}, r"--only goes without --from and --until"),
+        ({"first": "eval", "last": "import"}, r"no stage needs eval and is needed by import"),
+    ],
+)
+def test_a_choice_that_makes_no_sense_is_refused_with_what_there_is(options, message):
+    with pytest.raises(ConfigError, match=message):
+        select(LINE, **options)
+
+
+def test_the_line_publishes_only_when_the_config_has_the_section():
+    with_section = line(configs.load(DIGITS, ["out=memory://t"]))
+    assert [made.name for made in with_section][-2:] == ["eval", "publish"]
+    assert with_section[-1].arguments == ("-m", "eval", "publish", DIGITS, "out=memory://t")
+    without = line(configs.load(DIGITS, ["out=memory://t", "publish=null"]))
+    assert without[-1].name == "eval"

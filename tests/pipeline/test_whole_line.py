@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3000)]
 ROOT = Path(__file__).parents[2]
 FEW = ["eval.count=20", *(f"eval.sweeps.{name}=[]" for name in ("guidance", "steps", "aug_level"))]
 """Evaluations of the README's commands: every checkpoint, but few images of each, no sweeps."""
-STAGES = ["import", "preencode", "train base", "train sr1", "eval"]
+STAGES = ["import", "preencode", "train base", "train sr1", "eval", "publish"]
 
 
 def pipeline(command, out, **options):
@@ -106,7 +106,7 @@ def test_the_line_survives_kill_9_in_training(line):
     assert "import: done already" in told
     assert "digit accuracy: " in result
     assert f'imagen sample "seven" --cascade {out}/cascade' in result
-    assert list(statuses(out).values()) == ["done"] * 5
+    assert list(statuses(out).values()) == ["done"] * len(STAGES)
     starts = [e for e in log.read(f"{out}/base/log.jsonl") if e.get("event") == "start"]
     assert starts[0]["images_seen"] == 0 < starts[-1]["images_seen"]
 
@@ -126,7 +126,7 @@ def test_a_finished_line_does_nothing_twice(line):
     result, told = third.communicate(timeout=120)
     assert third.returncode == 0, told
     assert [line.split(":")[0] for line in told.splitlines()] == STAGES
-    assert told.count("done already") == 5  # and no line about a Ray that was started
+    assert told.count("done already") == len(STAGES)  # and no line about a Ray that was started
     assert "digit accuracy: " in result
 
 

@@ -1,0 +1,114 @@
+"""The publish stage: keeps the place that the config names at the cascade that the config chooses.
+
+`python -m eval publish CONFIG` does it. Without a DEST on the command line an older cascade of the
+same project gives way; whatever else lies there is refused.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from eval import history
+from eval.card import About
+from eval.config import EvalConfig, PublishConfig
+from eval.history import Evaluation
+from eval.publish import METRICS, SUMS, Chosen, beside_members, choose, refuse
+from imagen import assembly, manifest, snapshot, storage
+from imagen.errors import CheckpointError, ImagenError, StorageError
+from imagen.project import absolute
+from runtime.state import StageState, Status
+
+STAGE = "publish"
+
+
+def about(section: PublishConfig) -> About:
+    """Return what a card says that no file tells."""
+    return About(
+        weights_license=section.weights_license,
+        data_license=section.data_license,
+        layout=section.layout,
+    )
+
+
+def refuse_others(config: EvalConfig, chosen: Chosen) -> None:
+    """Raise StorageError when anything but this project's own cascade lies at the place."""
+    dest = config.published
+    refuse(dest, chosen, overwrite=_is_ours(dest, config.name))
+
+
+def _is_ours(dest: str, project: str) -> bool:
+    """Tell whether a project of this name was published here before."""
+    if not storage.exists(storage.join(dest, assembly.MANIFEST)):
+        return False
+    data = storage.get_if_there(storage.join(dest, METRICS))
+    try:
+        return data is not None and json.loads(data)["name"] == project
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def state(config: EvalConfig) -> StageState:
+    """Return whether what is published is what the config chooses. Touches nothing."""
+    config = absolute(config)
+    status, detail = _status(config, config.publish or PublishConfig())
+    return StageState(stage=STAGE, status=status, detail=detail, outputs=(config.published,))
+
+
+def _status(config: EvalConfig, section: PublishConfig) -> tuple[Status, str]:
+    dest = config.published
+    there, damage = _there(dest)
+    begun = there is not None or bool(damage)
+    try:
+        evaluation = choose(history.load(config), section.evaluation, section.by or None)
+    except ImagenError as err:
+        return ("stale" if begun else "missing"), err.message
+    if there is None:
+        if damage:
+            return "partial", damage
+        own = any(assembly.MEMBER_FOLDER.fullmatch(name) for name in storage.listdir(dest))
+        return ("partial", "begun") if own else ("missing", f"nothing in {dest}")
+    if there["fingerprint"] != evaluation.body["cascade"]:
+        wanted = f"evaluation {evaluation.name} is of another one, {evaluation.body['cascade']}"
+        return "stale", f"cascade {there['fingerprint']} is there, {wanted}"
+    lacking = [name for name, entry in there["members"].items() if not _whole(dest, entry)]
+    if lacking:
+        return "partial", f"files of {' and '.join(lacking)} are missing in {dest}"
+    old = _outdated(dest, evaluation, there, about(section))
+    if old:
+        return "stale", f"{', '.join(old)}: of another evaluation, licence or version"
+    return "done", f"cascade {there['fingerprint']} of evaluation {evaluation.name}"
+
+
+def _there(dest: str) -> tuple[dict[str, Any] | None, str]:
+    """Return the manifest of the published cascade, else None, and what is wrong with it."""
+    path = storage.join(dest, assembly.MANIFEST)
+    if not storage.exists(path):
+        return None, ""
+    try:
+        return manifest.read(path, "cascade", CheckpointError), ""
+    except StorageError:
+        raise
+    except ImagenError as err:
+        return None, err.message
+
+
+def _whole(dest: str, entry: Mapping[str, Any]) -> bool:
+    path = storage.join(dest, entry["folder"], snapshot.MANIFEST)
+    return manifest.read_if_complete(path, snapshot.KIND) is not None
+
+
+def _outdated(dest: str, evaluation: Evaluation, body: Mapping[str, Any], said: About) -> list[str]:
+    """Return the files beside the members that publishing would write anew."""
+    try:
+        wanted = beside_members(evaluation, body, _member_sums(dest), said)
+    except ImagenError as err:
+        return [err.message]
+    found = {name: storage.get_if_there(storage.join(dest, name)) for name in wanted}
+    return [name for name, data in wanted.items() if found[name] != data]
+
+
+def _member_sums(dest: str) -> dict[str, str]:
+    """Return the SHA-256 of the members' files as the list of checksums has them."""
+    text = (storage.get_if_there(storage.join(dest, SUMS)) or b"").decode(errors="replace")
+    pairs = [line.split("  ", 1) for line in text.splitlines() if "  " in line]
+    return {name: digest for digest, name in pairs if "/" in name}

@@ -1,0 +1,84 @@
+"""`python -m pipeline schedule STAGE CONFIG --every 30m`: submit a stage again and again."""
+
+import argparse
+import os
+import shlex
+import sys
+import time
+
+from pipeline.commands import arguments
+
+TEXT = """\
+Submit a stage to a cluster every so often, for example an evaluation of what training has made.
+
+Runs until Ctrl-C, also through times when the cluster does not answer. A tick that comes while the
+stage is being run does nothing; missed ones are left out; two schedules of one stage run it once.
+"""
+EPILOG = """\
+--crontab prints the line for `crontab -e` instead, which does the same without a terminal.
+On Kubernetes: infra/kuberay/eval-cron.yaml
+
+examples:
+  python -m pipeline schedule eval CONFIG --every 30m --address http://127.0.0.1:8265
+  python -m pipeline schedule eval CONFIG --every 6h --crontab
+"""
+USUAL = {"eval": "--all"}
+"""Options that a stage has on a schedule, unless others are given."""
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    arguments.add_stage(parser, "line: all stages in order")
+    arguments.add_shipping(parser)
+    parser.set_defaults(options=None)
+    parser.add_argument(
+        "--every", required=True, metavar="TIME", help="90s, 30m, 6h, 1d: from now on"
+    )
+    parser.add_argument("--crontab", action="store_true", help="print the line for cron and stop")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Submit the stage again and again, or print how cron does."""
+    from pipeline import schedule
+
+    every_s = schedule.seconds(args.every)
+    if args.options is None:
+        args.options = USUAL.get(args.stage, "")
+    if args.crontab:
+        print(_crontab(args, schedule.crontab(every_s)))
+    else:
+        schedule.loop(lambda: _tick(args), every_s)
+
+
+def _tick(args: argparse.Namespace) -> None:
+    """Submit the stage unless it is being run; a mistake in the config ends the schedule."""
+    from pipeline.commands.submit import submitted
+    from pipeline.jobs import Unreachable
+
+    shipment = arguments.shipment(args)  # again: the file or the code may have changed
+    try:
+        cluster = arguments.cluster(args)
+        _tell_failed(cluster.of(shipment.out), args.stage)
+        submitted(args.stage, arguments.options(args), cluster, shipment)
+    except Unreachable as err:
+        arguments.say(f"{time.strftime('%H:%M')} not submitted, next time again: {err.message}")
+
+
+def _tell_failed(known: dict, stage: str) -> None:
+    """Tell what became of the job of the last tick, if that was not good."""
+    for name, found in known.items():
+        if name.replace(" ", "-") == stage and found[-1].status == "FAILED":
+            last = found[-1].message.strip().splitlines()[-1:]
+            arguments.say(f"{name}: job {found[-1].id} failed: {' '.join(last)}")
+
+
+def _crontab(args: argparse.Namespace, when: str) -> str:
+    """Return a line of a crontab that submits the stage."""
+    words = [sys.executable, "-m", "pipeline", "submit", args.stage, args.config, *args.overrides]
+    if args.address:
+        words += ["--address", args.address]
+    words += [f"--code={args.code}", *([f"--options={args.options}"] if args.options else [])]
+    named = ("RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
+    given = [f"{name}={shlex.quote(os.environ[name])}" for name in named if name in os.environ]
+    command = " ".join([*given, shlex.join(words)]).replace("%", r"\%")
+    return f"{when} cd {shlex.quote(os.getcwd())} && {command}"

@@ -1,0 +1,114 @@
+"""Follows jobs until they end: what they write, line by line, and what becomes of them."""
+
+import asyncio
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+from imagen.errors import ImagenError
+from pipeline.jobs import Cluster, JobInfo, Unreachable
+
+LOOK_S = 1.0
+AGAIN_S = 3.0
+"""Pause before a cluster that did not answer is asked again."""
+REST_S = 10.0
+"""How long the last lines of a job that has ended may take."""
+
+Write = Callable[[str], None]
+
+
+def to_stderr(line: str) -> None:
+    """Tell the person at the terminal one line."""
+    print(line, file=sys.stderr, flush=True)
+
+
+class Tail(threading.Thread):
+    """Writes what a job writes, whole lines, also across lost connections."""
+
+    def __init__(self, cluster: Cluster, key: str, write: Write) -> None:
+        super().__init__(name=f"tail-{key}", daemon=True)
+        self._cluster, self._key, self._write = cluster, key, write
+        self._seen, self._line = 0, ""
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        """Write until the log ends."""
+        while True:
+            try:
+                asyncio.run(self._read())
+                break
+            except ImagenError:  # who looks at the job's state tells people
+                if self._ended.wait(AGAIN_S):
+                    break
+        if self._line:
+            self._write(self._line)
+
+    async def _read(self) -> None:
+        at = 0
+        async for text in self._cluster.tail(self._key):
+            fresh = text[max(0, self._seen - at) :]
+            at += len(text)
+            self._seen = max(self._seen, at)
+            *whole, self._line = (self._line + fresh).split("\n")
+            for line in whole:
+                self._write(line)
+
+    def rest(self) -> None:
+        """Wait for the last lines of a job that has ended."""
+        self._ended.set()
+        self.join(REST_S)
+
+
+class Follower:
+    """Watches jobs of stages; ask `ended` again and again."""
+
+    def __init__(self, cluster: Cluster, write: Write = to_stderr, named: bool = True) -> None:
+        self.cluster = cluster
+        self.named = named
+        """Whether each line begins with its stage."""
+        self.running: dict[str, str] = {}
+        """Stage -> id of its job."""
+        self._write = write
+        self._tails: dict[str, Tail] = {}
+        self._due = 0.0
+        self._away = False
+
+    def add(self, stage: str, job: JobInfo) -> None:
+        """Watch a job from now on."""
+        self.running[stage] = job.id
+        start = f"{stage} | " if self.named else ""
+        tail = Tail(self.cluster, job.id, lambda line: self._write(start + line))
+        self._tails[stage] = tail
+        tail.start()
+
+    def ended(self) -> Mapping[str, JobInfo | None]:
+        """Return the jobs that ended since the last call, by stage, after their last lines.
+
+        None: the cluster has never heard of the job, for it is another one by now. A cluster that
+        does not answer is asked again, for as long as that takes.
+        """
+        if time.monotonic() < self._due:
+            return {}
+        self._due = time.monotonic() + LOOK_S
+        try:
+            states = {stage: self.cluster.info(key) for stage, key in self.running.items()}
+        except Unreachable as err:
+            self._lost(err)
+            return {}
+        self._found()
+        over = {stage: job for stage, job in states.items() if job is None or not job.active}
+        for stage in over:
+            del self.running[stage]
+            self._tails.pop(stage).rest()
+        return over
+
+    def _lost(self, err: Unreachable) -> None:
+        if not self._away:
+            self._write(f"connection lost: {err.message}; trying again, the jobs go on")
+        self._away, self._due = True, time.monotonic() + AGAIN_S
+
+    def _found(self) -> None:
+        if self._away:
+            self._write(f"connected again to {self.cluster.address}")
+        self._away = False

@@ -161,6 +161,8 @@ def parser_of(module, words, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(cli, "main", capture)
         patch.setattr(sys, "argv", [module, *words])
+        # runpy warns of a program that somebody has imported, as other tests do
+        patch.delitem(sys.modules, f"{module}.__main__", raising=False)
         try:
             runpy.run_module(module, run_name="__main__")
         except Captured as captured:

@@ -1,5 +1,7 @@
 """What lost spot machines cost a training of 16 workers: ours, Ray 2.60's, a fixed size.
 
+Ray's with a training function that asks it for notices, and with one that does not.
+
 Simulated, not measured: the deciding functions are the real ones, and live through the same traces
 of 1,000 lost machines and more; what a start costs is what bench_recovery.py has measured.
 
@@ -17,7 +19,8 @@ TABLES: dict[str, Callable[[Results], list[str]]] = {
     "Where the paid time goes, machines live 4 h": lambda r: report.where_table(r, living(4)),
     "Goodput in % when starts and checkpoints cost more": report.factor_table,
     "Goodput in % by the time between checkpoints": report.every_table,
-    "Goodput of ours in % by notice, and by how long a checkpoint takes": report.notice_table,
+    "Goodput in % by when the head takes a silent machine for lost": report.untuned_table,
+    "Goodput in % by notice, and by how long a checkpoint takes": report.notice_table,
     "Cost of a useful hour (on demand: 1) by the price of a spot hour, machines live 4 h": (
         report.price_table
     ),

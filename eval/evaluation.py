@@ -48,6 +48,8 @@ class Evaluation:
     named: bool = False
     """Whether a person chose the snapshots."""
     seconds: dict[str, float] = field(default_factory=dict)
+    crew: dict[str, Any] = field(default_factory=dict)
+    """How many actors sampled, and where."""
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -138,7 +140,8 @@ def _sample(evaluation: Evaluation, address: str | None) -> None:
         return
     left = sum(len(task.items) for task in missing if isinstance(task, Chunk))
     with session.connect(address), progress.bar("sample", left, "images") as bar:
-        sampling.sample_missing(source, missing, bar.advance)
+        crew = sampling.sample_missing(source, missing, bar.advance)
+    evaluation.crew.update(crew._asdict())
 
 
 def _measure(evaluation: Evaluation, real: score.Yardstick, prepared: Prepared) -> dict[str, bytes]:
@@ -164,7 +167,7 @@ def _measure(evaluation: Evaluation, real: score.Yardstick, prepared: Prepared) 
     if pairs:
         shown = [images.Pair(p.sample, mine.final[p.sample], p.original) for p in pairs]
         files[NEAREST] = picture.png(images.nearest(shown))
-    body["cost"] = {"seconds": evaluation.seconds, "images": len(mine.items)}
+    body["cost"] = {"seconds": evaluation.seconds, "images": len(mine.items), **evaluation.crew}
     return files | {
         METRICS: json.dumps(body, indent=1).encode() + b"\n",
         CONFIG: dump_yaml(config).encode(),

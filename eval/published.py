@@ -1,7 +1,8 @@
 """The publish stage: keeps the place that the config names at the cascade that the config chooses.
 
-`python -m eval publish CONFIG` does it. Without a DEST on the command line an older cascade of the
-same project gives way; whatever else lies there is refused.
+`python -m eval publish CONFIG` does it. Without a DEST on the command line a cascade that this run
+has evaluated gives way; whatever else lies there is refused, also what another run of the same name
+has published.
 """
 
 import json
@@ -11,7 +12,7 @@ from typing import Any
 from eval import history
 from eval.card import About
 from eval.config import EvalConfig, PublishConfig
-from eval.history import Evaluation
+from eval.history import Evaluation, History
 from eval.publish import METRICS, SUMS, Chosen, beside_members, choose, refuse
 from imagen import assembly, manifest, snapshot, storage
 from imagen.errors import CheckpointError, ImagenError, StorageError
@@ -30,21 +31,37 @@ def about(section: PublishConfig) -> About:
     )
 
 
-def refuse_others(config: EvalConfig, chosen: Chosen) -> None:
-    """Raise StorageError when anything but this project's own cascade lies at the place."""
-    dest = config.published
-    refuse(dest, chosen, overwrite=_is_ours(dest, config.name))
+def refuse_others(found: History, chosen: Chosen, which: str) -> None:
+    """Raise StorageError when something lies at the place that may not give way.
+
+    A cascade of this run's evaluations may: its fingerprint is of all weights, so that no other run
+    has the same. Not of those whose snapshots a person chose, who may have taken them from another
+    run. Where the newest is asked for (`which`), it must not be the one with fewer images.
+    """
+    dest = found.config.published
+    there = _cascade_at(dest)
+    mine = [one for one in found.evaluations if not one.named]
+    seen = [one.at for one in mine if one.body["cascade"] == there]
+    if not seen:
+        refuse(dest, chosen, overwrite=False)
+    elif which == "newest" and max(seen) > chosen.evaluation.at:
+        raise StorageError(
+            f"`{dest}` holds the cascade of {max(seen):,} images, the newest evaluation is of "
+            f"{chosen.evaluation.at:,}",
+            "name the evaluation with --evaluation, or say --overwrite to replace it",
+        )
 
 
-def _is_ours(dest: str, project: str) -> bool:
-    """Tell whether a project of this name was published here before."""
-    if not storage.exists(storage.join(dest, assembly.MANIFEST)):
-        return False
-    data = storage.get_if_there(storage.join(dest, METRICS))
+def _cascade_at(dest: str) -> str | None:
+    """Return the fingerprint of the cascade that is published, None: there is none or who knows."""
+    there, damage = _there(dest)
+    if there is not None:
+        return there["fingerprint"]
+    data = storage.get_if_there(storage.join(dest, METRICS)) if damage else None
     try:
-        return data is not None and json.loads(data)["name"] == project
-    except (ValueError, KeyError, TypeError):
-        return False
+        return json.loads(data or b"{}").get("cascade")
+    except (ValueError, AttributeError):
+        return None
 
 
 def state(config: EvalConfig) -> StageState:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
@@ -24,6 +24,7 @@ from imagen.cascade import Cascade, SampleOptions
 from imagen.config import to_tree
 from imagen.data.images import to_uint8
 from imagen.text.config import TextConfig
+from runtime import session
 
 if TYPE_CHECKING:
     from eval.extractors import Extractor
@@ -155,20 +156,30 @@ class Sampler:
         return arrays
 
 
-def sample_missing(source: Source, work: Sequence[Task], done: Callable[[int], None]) -> None:
-    """Do tasks on an actor a GPU, or a core where there are none; Ray must be connected.
+class Crew(NamedTuple):
+    """Who sampled."""
 
-    `done(images)` is called for each finished chunk. A dead actor is started again and repeats
-    its chunk, which gives the same bytes; the chunk of one that is gone for good goes to others.
+    actors: int
+    device: str
+    """What each of them had to itself: `cuda`, a GPU, or `cpu`, a core."""
+
+
+def sample_missing(source: Source, work: Sequence[Task], done: Callable[[int], None]) -> Crew:
+    """Do tasks on an actor a GPU, or a core where there are none; return who did it.
+
+    Ray must be connected. `done(images)` is called for each finished chunk. A dead actor is started
+    again and repeats its chunk, which gives the same bytes; the chunk of one that is gone for good
+    goes to others.
     """
     import ray
     from ray.exceptions import RayActorError
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     count, takes = actors(nodes, len(work))
+    _tell_waiting(nodes, takes)
     actor: Any = ray.remote(**takes, max_restarts=RESTARTS, max_task_retries=RESTARTS)(Sampler)
     workers = [actor.remote(source) for _ in range(count)]
-    waiting, left, idle = deque(work), len(work), []
+    waiting, left, idle, started = deque(work), len(work), [], 0
     # work goes to those that are there: one for which there is no core keeps nothing waiting
     running: dict[Any, tuple[Any, Task | None]] = {w.ready.remote(): (w, None) for w in workers}
     while left:
@@ -177,6 +188,7 @@ def sample_missing(source: Source, work: Sequence[Task], done: Callable[[int], N
         try:
             done(ray.get(finished[0]))
             left -= task is not None
+            started += task is None
             idle.append(worker)
         except RayActorError:
             if not running and not idle:
@@ -186,22 +198,40 @@ def sample_missing(source: Source, work: Sequence[Task], done: Callable[[int], N
         while waiting and idle:
             worker, task = idle.pop(), waiting.popleft()
             running[worker.sample.remote(task)] = (worker, task)
+    return Crew(started, "cuda" if "num_gpus" in takes else "cpu")
 
 
 def actors(nodes: Sequence[Mapping[str, float]], work: int) -> tuple[int, dict[str, Any]]:
     """Return how many actors sample, and what each takes, of nodes with these resources.
 
     Where nodes have the resource `imagen_eval`, only they are used: elastic training must not find
-    its nodes taken (shared/knowledge: ray.md, P3).
+    its nodes taken (shared/knowledge: ray.md, P3). Of nodes that are only expected there is one.
     """
-    own = [node for node in nodes if POOL in node]
-    there = own or nodes
+    there = _used(nodes)
     gpus = int(sum(node.get("GPU", 0) for node in there))
     cores = int(sum(node.get("CPU", 0) for node in there))
     takes: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": 1}
-    if own:
+    if any(POOL in node for node in there):
         takes["resources"] = {POOL: 0.001}
     return max(1, min(work, gpus or cores)), takes
+
+
+def _used(nodes: Sequence[Mapping[str, float]]) -> Sequence[Mapping[str, float]]:
+    """Return the nodes that sample; where they are still to come, one that stands for them."""
+    awaited = session.expected()
+    for name in (POOL, "GPU"):
+        having = [node for node in nodes if node.get(name, 0) > 0]
+        if having or name in awaited:
+            return having or [awaited]
+    return nodes
+
+
+def _tell_waiting(nodes: Sequence[Mapping[str, float]], takes: Mapping[str, Any]) -> None:
+    """Say so when no node has what an actor takes."""
+    names = {"num_gpus": "GPU", "num_cpus": "CPU"}
+    needs = {names[key]: n for key, n in takes.items() if key in names} | takes.get("resources", {})
+    if not any(all(node.get(name, 0) >= n for name, n in needs.items()) for node in nodes):
+        print(f"eval: waiting for a machine with {' and '.join(needs)}", file=sys.stderr)
 
 
 def sweep(work: Sequence[Chunk | Film], source: Source) -> None:

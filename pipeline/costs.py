@@ -34,7 +34,10 @@ class Progress:
     workers: int | None = None
     """How many it had last."""
     worker_s: float | None = None
-    """Seconds of all workers together, of all starts; None: the stage does not tell."""
+    """Seconds of all workers together; None: the stage does not tell.
+
+    Of all starts; an evaluation tells of its last one.
+    """
     gpu: bool = False
     """Whether the workers have a GPU each."""
     mfu: float | None = None
@@ -118,7 +121,7 @@ def of_shards(events: Sequence[Event], state: StageState) -> Progress:
         total=begin["shards"],
         unit="shards",
         per_s=len(shards) / passed if passed > 0 else None,
-        workers=len({event["pid"] for event in shards}) or None,
+        workers=len({(event.get("host"), event["pid"]) for event in shards}) or None,
         worker_s=sum(event["seconds"] for event in _shards(events)),
         gpu="cuda" in devices,
     )
@@ -129,20 +132,25 @@ def _shards(events: Sequence[Event]) -> list[Event]:
 
 
 def of_evaluation(state: StageState, count: int) -> Progress:
-    """Return the progress of the newest evaluation: from its state, and what it says of itself."""
+    """Return the progress of the newest evaluation: from its state, and what it says of itself.
+
+    What it took is the time of the actors that sampled; judging is done where the driver runs.
+    """
     unfinished = DONE_OF.search(state.detail) if state.status == "partial" else None
     if state.status != "done":
         done = int(unfinished[1].replace(",", "")) if unfinished else None
         return Progress(done=done, total=count, unit="images")
     cost = next((_cost(p) for p in state.outputs if storage.name(p) == METRICS), {})
     seconds = cost.get("seconds") or {}
-    sampling = seconds.get("sample")
+    sampling, actors = seconds.get("sample"), cost.get("actors")
     return Progress(
         done=count,
         total=count,
         unit="images",
         per_s=count / sampling if sampling else None,
-        worker_s=sum(seconds.values()) if seconds else None,
+        workers=actors,
+        worker_s=sampling * actors if sampling and actors else None,
+        gpu=cost.get("device") == "cuda",
     )
 
 

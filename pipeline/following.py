@@ -1,6 +1,7 @@
 """Follows jobs until they end: what they write, line by line, and what becomes of them."""
 
 import asyncio
+import contextlib
 import sys
 import threading
 import time
@@ -14,6 +15,9 @@ AGAIN_S = 3.0
 """Pause before a cluster that did not answer is asked again."""
 REST_S = 10.0
 """How long the last lines of a job that has ended may take."""
+SILENCE_S = 120.0
+"""After so long without a word a log is asked for anew: a machine that slept, or a router on the
+way, may have lost the connection without anybody noticing."""
 
 Write = Callable[[str], None]
 
@@ -31,33 +35,58 @@ class Tail(threading.Thread):
         self._cluster, self._key, self._write = cluster, key, write
         self._seen, self._line = 0, ""
         self._ended = threading.Event()
+        self._lock = threading.Lock()
+        self._complete = False
+        """Whether all lines are written, and no more may be."""
 
     def run(self) -> None:
         """Write until the log ends."""
         while True:
             try:
                 asyncio.run(self._read())
+                self._finish()
                 break
             except ImagenError:  # who looks at the job's state tells people
                 if self._ended.wait(AGAIN_S):
                     break
-        if self._line:
-            self._write(self._line)
 
     async def _read(self) -> None:
-        at = 0
-        async for text in self._cluster.tail(self._key):
-            fresh = text[max(0, self._seen - at) :]
+        at, texts = 0, aiter(self._cluster.tail(self._key))
+        while True:
+            try:
+                text = await asyncio.wait_for(anext(texts), SILENCE_S)
+            except StopAsyncIteration:
+                return
+            except TimeoutError as err:
+                raise Unreachable(f"no word for {SILENCE_S:.0f} s") from err
+            self._take(text, at)
             at += len(text)
-            self._seen = max(self._seen, at)
+
+    def _take(self, text: str, at: int) -> None:
+        """Write what is new of a part of the log that begins at character `at`."""
+        with self._lock:
+            if self._complete:
+                return
+            fresh = text[max(0, self._seen - at) :]
+            self._seen = max(self._seen, at + len(text))
             *whole, self._line = (self._line + fresh).split("\n")
             for line in whole:
                 self._write(line)
 
+    def _finish(self) -> None:
+        with self._lock:
+            if self._line and not self._complete:
+                self._write(self._line)
+            self._complete = True
+
     def rest(self) -> None:
-        """Wait for the last lines of a job that has ended."""
+        """Write the last lines of a job that has ended, also when its connection was lost."""
         self._ended.set()
         self.join(REST_S)
+        if not self._complete:
+            with contextlib.suppress(ImagenError):  # the cluster is gone again
+                self._take(self._cluster.log(self._key), 0)
+            self._finish()
 
 
 class Follower:
@@ -69,6 +98,8 @@ class Follower:
         """Whether each line begins with its stage."""
         self.running: dict[str, str] = {}
         """Stage -> id of its job."""
+        self.seen_s: dict[str, float] = {}
+        """Stage -> when its job was last seen at work, by the monotonic clock."""
         self._write = write
         self._tails: dict[str, Tail] = {}
         self._due = 0.0
@@ -97,6 +128,8 @@ class Follower:
             self._lost(err)
             return {}
         self._found()
+        alive = [stage for stage, job in states.items() if job is not None and job.active]
+        self.seen_s |= dict.fromkeys(alive, time.monotonic())
         over = {stage: job for stage, job in states.items() if job is None or not job.active}
         for stage in over:
             del self.running[stage]

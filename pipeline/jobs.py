@@ -9,18 +9,18 @@ import contextlib
 import hashlib
 import logging
 import os
+import posixpath
 import re
 import socket
 import time
-import urllib.parse
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from imagen import storage
 from imagen.errors import ConfigError, ImagenError
+from pipeline.addresses import URL, host_and_port
 
-URL = "RAY_API_SERVER_ADDRESS"
-"""Environment variable with the URL of a cluster's dashboard, which takes jobs."""
 LINE = "line"
 """Stage name of the job that runs all stages."""
 KNOCK_S = 10.0
@@ -65,6 +65,8 @@ class JobInfo:
     """What Ray says about it; of a failed one with the end of its log."""
     config: str
     """Digest of the config that it was given."""
+    command: str = ""
+    """Command line of its program."""
     exit_status: int | None
     """Of the program; None: it did not end by itself."""
     lost: bool = False
@@ -87,28 +89,20 @@ def job_id(stage: str, out: str, attempt: int) -> str:
 
 
 def digest_of(out: str) -> str:
-    """Return 8 hex digits that stand for a folder or URL."""
-    return hashlib.sha256(out.encode()).hexdigest()[:8]
+    """Return 8 hex digits that stand for a folder or URL, however it is written."""
+    return hashlib.sha256(place(out).encode()).hexdigest()[:8]
 
 
-def url_of(given: str | None) -> str | None:
-    """Return the URL at which jobs are taken, from --address or the environment, else None."""
-    named = os.environ.get(URL) or os.environ.get("RAY_ADDRESS") or ""
-    url = given or (named if "://" in named else "")
-    return url.rstrip("/") if url.startswith(("http://", "https://")) else None
+def place(out: str) -> str:
+    """Return the one way to write a folder or URL: `/a//b/`, `file:///a/b` are `/a/b`.
 
-
-def url_inside() -> str:
-    """Return the URL at which the cluster takes jobs that this process runs on."""
-    from ray.dashboard.utils import ray_address_to_api_server_url
-
-    try:
-        return ray_address_to_api_server_url(os.environ.get("RAY_ADDRESS") or "auto")
-    except (ConnectionError, ValueError) as err:
-        raise ConfigError(
-            f"this process does not run on a Ray cluster with a dashboard: {err}",
-            f"name the cluster by --address http://HEAD:8265 or {URL}",
-        ) from err
+    Slashes inside of a URL are part of an object's name, those at its end are not.
+    """
+    if storage.is_local(out):
+        path = storage.local(out)
+        return posixpath.join("/", os.path.normpath(path).lstrip("/")) if path[:1] == "/" else out
+    scheme, _, rest = out.rstrip("/").partition("://")
+    return f"{'gs' if scheme == 'gcs' else scheme}://{rest}"
 
 
 class Cluster:
@@ -139,7 +133,7 @@ class Cluster:
         pattern = re.compile(rf"imagen-[a-z0-9-]+-{digest_of(out)}-\d+")
         for job in listed:
             told = job.metadata or {}
-            if pattern.fullmatch(job.submission_id or "") and told.get("out") == out:
+            if pattern.fullmatch(job.submission_id or "") and told.get("out") == place(out):
                 found.setdefault(told["stage"], []).append(_info(job))
         return {stage: sorted(jobs, key=lambda job: job.attempt) for stage, jobs in found.items()}
 
@@ -230,11 +224,7 @@ def _not_let_in(address: str) -> ConfigError:
 
 def _knock(address: str) -> None:
     """Raise OSError when nothing listens there; a request of Ray's client would wait minutes."""
-    parts = urllib.parse.urlsplit(address)
-    if not parts.hostname:
-        raise ConfigError(f"`{address}` is no URL of a cluster", "for example http://HEAD:8265")
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    socket.create_connection((parts.hostname, port), timeout=KNOCK_S).close()
+    socket.create_connection(host_and_port(address), timeout=KNOCK_S).close()
 
 
 def _client(address: str) -> Any:
@@ -268,6 +258,7 @@ def _info(job: Any) -> JobInfo:
         ended_s=job.end_time / 1000 if job.end_time else None,
         message=job.message or "",
         config=(job.metadata or {}).get("config", ""),
+        command=job.entrypoint or "",
         exit_status=job.driver_exit_code,
         lost=job.error_type in LOST,
     )

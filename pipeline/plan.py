@@ -128,7 +128,7 @@ def _item(
 ) -> Item:
     taken = todo.worker_hours
     usd = {"spot": None, "on_demand": None} if taken is None else spot_and_on_demand(taken, machine)
-    most = (todo.workers or machine.workers) * todo.per_worker
+    most = todo.workers * todo.per_worker if todo.workers else machine.workers
     return Item(
         stage=stage.name,
         why=why,

@@ -3,7 +3,7 @@
 import difflib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from imagen.config import load_config
 from imagen.errors import ConfigError
@@ -12,6 +12,8 @@ PATH = os.path.join(os.path.dirname(__file__), "prices.yaml")
 HEAD, CORES = "head", "cores"
 """Keys of `uses` that are no stages: the head node, and what encodes without a GPU."""
 NEEDED = (HEAD, CORES, "import", "preencode", "prepare", "train", "eval", "publish")
+ON_CORES = (HEAD, CORES, "import", "prepare", "publish")
+"""What no GPU does."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +43,11 @@ class Machine:
     def workers(self) -> int:
         """How many workers it has room for: one a GPU, else one a core."""
         return self.cards or self.cores
+
+    @property
+    def without_cards(self) -> "Machine":
+        """The same for work that its cores do: its price is divided among them."""
+        return replace(self, card="", cards=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,10 +110,14 @@ class Prices:
     def of(self, use: str, chosen: str | None = None) -> tuple[str, Machine]:
         """Return name and machine of a stage; `chosen` stands above the table. Raises ConfigError.
 
-        The head stays what the table says.
+        A chosen machine with GPUs stands for stages that use them, one without for all stages; the
+        head stays what the table says. Work of cores is counted by the cores of its machine.
         """
-        name = chosen if chosen and use != HEAD else self.uses[use]
-        return name, self.named(name)
+        cores = use in ON_CORES
+        stays = use == HEAD or not chosen or (cores and self.named(chosen).cards)
+        name = chosen if chosen and not stays else self.uses[use]
+        machine = self.named(name)
+        return name, machine.without_cards if cores else machine
 
 
 def load(path: str | None = None) -> Prices:

@@ -16,6 +16,10 @@ from runtime import progress
 DYING_S = 60.0
 LOST_TRIES = 5
 """How often in a row a stage is submitted again whose job was lost with its head."""
+LASTED_S = 600.0
+"""A job that was at work for so long ends such a row: its head does not break at each start."""
+OTHERS_TRIES = 5
+"""How many jobs of others a stage waits for, one after the other."""
 
 
 def run(cluster: Cluster, shipment: Shipment, stages: Sequence[Stage]) -> Outcome:
@@ -24,6 +28,7 @@ def run(cluster: Cluster, shipment: Shipment, stages: Sequence[Stage]) -> Outcom
     Raises ConfigError when a stage cannot run as it is configured.
     """
     outcome = Outcome()
+    submitting.check_line(cluster, shipment, stages)
     for wave in waves(stages):
         _Wave(cluster, shipment, stages, outcome).run(wave)
         if outcome.failed:
@@ -40,7 +45,13 @@ class _Wave:
         self.cluster, self.shipment, self.line, self.outcome = cluster, shipment, line, outcome
         self.follower = Follower(cluster)
         self.stages: dict[str, Stage] = {}
+        self.started: dict[str, float] = {}
+        """Stage -> when its job was first looked at, by the clock of the follower."""
         self.losses: dict[str, int] = {}
+        self.own: set[str] = set()
+        """Ids of the jobs that this run has submitted."""
+        self.others: dict[str, int] = {}
+        """Stage -> how many jobs of others it has waited for."""
         self.again: dict[Stage, float] = {}
         """Stages to submit again, and until when their last process may take to end."""
 
@@ -48,9 +59,10 @@ class _Wave:
         """Run them to their ends."""
         known = self.cluster.of(self.shipment.out)
         active = {name for name, before in known.items() if before[-1].active}
-        due = [stage for stage in wave if stage.name in active or self._is_due(stage)]
+        here = [s for s in wave if submitting.running(known, self.shipment, s.name, s.arguments)]
+        due = [s for s in wave if s in here or self._is_due(s, s.name in active)]
         for stage in due:  # all of them before the first is submitted
-            if stage.name not in active:
+            if stage not in here:
                 submitting.check(stage, self.line, self.shipment.config)
         for stage in due:
             self._start(stage)
@@ -61,9 +73,10 @@ class _Wave:
             self._finished,
         )
 
-    def _is_due(self, stage: Stage) -> bool:
+    def _is_due(self, stage: Stage, otherwise: bool) -> bool:
+        """Tell whether a stage is not done. `otherwise`: a job runs it with other settings."""
         state = stage.state()
-        if state.status == "running":
+        if state.status == "running" and not otherwise:
             raise StorageError(
                 f"{stage.name} is being run by another process: {state.detail}",
                 "wait for it to end, then run again",
@@ -75,17 +88,27 @@ class _Wave:
         return True
 
     def _start(self, stage: Stage) -> None:
-        job, fresh = submitting.submit(self.cluster, self.shipment, stage.name, stage.arguments)
-        say(f"{stage.name}: {'submitted as' if fresh else 'is run already by'} job {job.id}")
+        try:
+            job, fresh = submitting.submit(self.cluster, self.shipment, stage.name, stage.arguments)
+            say(f"{stage.name}: {'submitted as' if fresh else 'is run already by'} job {job.id}")
+        except submitting.RunsOtherwise as err:
+            job, fresh = err.job, False
+            say(f"{err.message}: waiting for its end, then it is run as configured here")
+        if fresh:
+            self.own.add(job.id)
         self.stages[stage.name] = stage
+        self.started[stage.name] = time.monotonic()
         self.follower.add(stage.name, job)
 
     def _finished(self) -> bool:
         for name, job in self.follower.ended().items():
+            stage = self.stages[name]
             if job is None or job.lost:
-                self._lost(self.stages[name])
+                self._lost(stage)
+            elif self._is_others(stage, job):
+                self._after_others(stage, job)
             else:
-                self._note(self.stages[name], job)
+                self._note(stage, job)
         for stage in list(self.again):
             with contextlib.suppress(Unreachable):  # it is still about to start
                 self._go_on(stage)
@@ -93,6 +116,9 @@ class _Wave:
 
     def _lost(self, stage: Stage) -> None:
         """Note that a job went with its cluster."""
+        started = self.started[stage.name]
+        if self.follower.seen_s.get(stage.name, started) - started >= LASTED_S:
+            self.losses.pop(stage.name, None)
         tries = self.losses[stage.name] = self.losses.get(stage.name, 0) + 1
         say(f"{stage.name}: its job was lost with the cluster's head")
         if tries > LOST_TRIES:
@@ -101,14 +127,38 @@ class _Wave:
         else:
             self.again[stage] = time.monotonic() + DYING_S
 
+    def _is_others(self, stage: Stage, job: JobInfo) -> bool:
+        """Tell whether a job that has ended was that of others, and left work.
+
+        A person who stopped just what this run wants done has stopped it for this run, too.
+        """
+        same = submitting.is_same(job, self.shipment, stage.arguments)
+        if job.id in self.own or (job.status == "STOPPED" and same):
+            return False
+        return job.status != "SUCCEEDED" or stage.state().status != "done"
+
+    def _after_others(self, stage: Stage, job: JobInfo) -> None:
+        """Go on after a job that this run did not submit: it may have begun before the last inputs
+        were there, or have failed of something else.
+        """
+        tries = self.others[stage.name] = self.others.get(stage.name, 0) + 1
+        say(f"{stage.name}: job {job.id}, which this run did not submit, {job.status.lower()}")
+        if tries > OTHERS_TRIES:
+            say(f"{stage.name}: given up, {tries} jobs of others have left it undone")
+            self.outcome.failed[stage.name] = 1
+        else:
+            self.again[stage] = time.monotonic() + DYING_S
+
     def _go_on(self, stage: Stage) -> None:
-        """Submit a stage again whose job was lost; it goes on from its files."""
+        """Submit a stage again whose job was lost, or another's; it goes on from its files."""
         state = stage.state()
         if state.status == "running" and time.monotonic() < self.again[stage]:
             return  # its last process is about to end
         if state.status == "done":
             say(f"{stage.name}: done ({state.detail})")
         else:
+            if stage.name in self.others:  # with what it has left
+                submitting.check(stage, self.line, self.shipment.config)
             self._start(stage)
         del self.again[stage]
 

@@ -32,11 +32,11 @@ def say(text: str) -> None:
 
 
 def cluster_resources(address: str) -> Mapping[str, float]:
-    """Return what a Ray cluster has in total."""
+    """Return what a Ray cluster has in total, and what it can have."""
     with session.connect(address):
         import ray
 
-        return ray.cluster_resources()
+        return {**session.expected(), **ray.cluster_resources()}
 
 
 def run(

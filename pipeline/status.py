@@ -14,7 +14,7 @@ from pipeline import costs
 from pipeline.config import PipelineConfig
 from pipeline.costs import Progress
 from pipeline.jobs import JobInfo
-from pipeline.prices import Prices, money, spot_and_on_demand
+from pipeline.prices import CORES, ON_CORES, Prices, money, spot_and_on_demand
 from pipeline.stages import TRAIN, Stage
 from runtime.state import StageState
 
@@ -73,9 +73,14 @@ def rows(
 def _cost(stage: Stage, progress: Progress, prices: Prices, chosen: str | None) -> Cost | None:
     if progress.worker_s is None:
         return None
-    use = (TRAIN if stage.training else stage.name) if progress.gpu else "cores"
-    name, machine = prices.of(use, chosen)
     hours = progress.worker_s / 3600
+    if not progress.gpu:
+        name, machine = prices.of(stage.name if stage.name in ON_CORES else CORES, chosen)
+        return Cost(worker_hours=hours, machine=name, usd=spot_and_on_demand(hours, machine))
+    fits = chosen and prices.named(chosen).cards  # what GPUs did, no cores can be paid for
+    name, machine = prices.of(TRAIN if stage.training else stage.name, chosen if fits else None)
+    if not machine.cards:
+        return Cost(worker_hours=hours, machine=name, usd={"spot": None, "on_demand": None})
     return Cost(worker_hours=hours, machine=name, usd=spot_and_on_demand(hours, machine))
 
 

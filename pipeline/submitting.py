@@ -1,6 +1,7 @@
 """Stages as Ray jobs: what a job is given, checked before anything is submitted, and once."""
 
 import dataclasses
+import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +14,10 @@ from imagen import __version__, manifest, storage
 from imagen import config as configs
 from imagen.errors import ConfigError
 from pipeline import jobs, stages
-from pipeline.config import PipelineConfig
+from pipeline.config import PipelineConfig, load
 from pipeline.jobs import Cluster, JobInfo
 from pipeline.stages import Stage
-from runtime import session
+from runtime import session, wandb_run
 from train import initial
 from train import stage as train_stage
 
@@ -32,6 +33,21 @@ PATHS = ("out", "data.tars", "source.path", "publish.to", "init_from")
 """Ends of keys that are paths, if they have a value."""
 NAMES = ("text.encoder", "eval.prompts", "eval.clip", "weights", "reference")
 """Ends of keys that are paths or names of something."""
+
+
+class NotNow(ConfigError):
+    """A stage cannot be submitted now, but later it may."""
+
+
+class RunsOtherwise(NotNow):
+    """A stage is being run by a job with other settings, or by another command."""
+
+    def __init__(self, message: str, hint: str, job: JobInfo) -> None:
+        super().__init__(message, hint)
+        self.job = job
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.message, self.hint, self.job)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +84,8 @@ class Shipment:
 
 def ship(config: PipelineConfig, code: Code = "checkout") -> Shipment:
     """Return what the jobs of a config are given; nothing is written yet. Raises ConfigError."""
+    if (place := jobs.place(config.out)) != config.out:
+        config = load(config.path, (*config.overrides, f"out={json.dumps(place)}"))
     tree: dict[str, Any] = configs.read_tree(config.path, config.overrides)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -116,7 +134,7 @@ def check(
         return
     for other in line:
         if other.name in stage.after and (state := other.state()).status != "done":
-            raise ConfigError(
+            raise NotNow(
                 f"{stage.name} needs {other.name}, which is {state.status}: {state.detail}",
                 f"run it first: python -m pipeline submit {other.slug} CONFIG, or all in order: "
                 "python -m pipeline submit line CONFIG",
@@ -127,26 +145,46 @@ def check(
     train_stage.check(settled, member, accept)
 
 
+def check_line(cluster: Cluster, shipment: Shipment, line: Sequence[Stage]) -> None:
+    """Raise what a training of a line would fail of, as far as that is known before it starts.
+
+    Its data and embeddings are looked at when they are there, else when they are: see `check`.
+    """
+    known = cluster.of(shipment.out)
+    for stage in line:
+        if stage.training is None or running(known, shipment, stage.name, stage.arguments):
+            continue
+        if stage.state().status in ("done", "running"):
+            continue
+        if all(other.state().status == "done" for other in line if other.name in stage.after):
+            check(stage, line, shipment.config)
+            continue
+        config, member = train_stage.absolute(shipment.config.train), stage.training.member
+        wandb_run.check(config.of(member).wandb)
+        initial.check(initial.settled(config, member), member)
+
+
 def submit(
     cluster: Cluster, shipment: Shipment, name: str, words: Sequence[str]
 ) -> tuple[JobInfo, bool]:
     """Return the job of a stage and whether it is a new one: what runs already is not run twice.
 
-    `words`: its command line, after the Python interpreter. Raises ConfigError when it runs with
-    other settings.
+    `words`: its command line, after the Python interpreter. Raises RunsOtherwise when it runs
+    with other settings or by another command.
     """
     while True:
-        before = cluster.of(shipment.out).get(name, [])
-        if before and before[-1].active:
-            _check_same(before[-1], shipment, name)
-            return before[-1], False
+        known = cluster.of(shipment.out)
+        if job := running(known, shipment, name, words):
+            return job, False
+        if (before := known.get(name, [])) and before[-1].active:
+            raise _otherwise(before[-1], shipment, name)
         key = jobs.job_id(name, shipment.out, before[-1].attempt + 1 if before else 1)
         store(shipment)
         told = {"imagen": __version__, "stage": name, "out": shipment.out}
         try:
             cluster.submit(
                 key,
-                shlex.join(("python", *words)),
+                _command(words),
                 shipment.runtime_env(),
                 {**told, "config": shipment.digest},
             )
@@ -162,11 +200,29 @@ def store(shipment: Shipment) -> None:
     storage.put(shipment.config.path, configs.dump_yaml(shipment.tree).encode())
 
 
-def _check_same(job: JobInfo, shipment: Shipment, name: str) -> None:
-    if job.config != shipment.digest:
-        slug = name.replace(" ", "-")
-        raise ConfigError(
-            f"{name} is being run by job {job.id} with other settings "
-            f"(`{shipment.out}/{SUBMITTED}/{job.config}.yaml`)",
-            f"wait for it, or stop it: python -m pipeline stop {slug} CONFIG",
-        )
+def running(
+    known: Mapping[str, Sequence[JobInfo]], shipment: Shipment, name: str, words: Sequence[str]
+) -> JobInfo | None:
+    """Return the job that does just this now, else None. `known`: jobs by stage."""
+    job = known[name][-1] if name in known else None
+    return job if job and job.active and is_same(job, shipment, words) else None
+
+
+def is_same(job: JobInfo, shipment: Shipment, words: Sequence[str]) -> bool:
+    """Tell whether a job was given the same settings and the same command line."""
+    return job.config == shipment.digest and job.command == _command(words)
+
+
+def _command(words: Sequence[str]) -> str:
+    return shlex.join(("python", *words))
+
+
+def _otherwise(job: JobInfo, shipment: Shipment, name: str) -> RunsOtherwise:
+    stored = f"with other settings (`{shipment.out}/{SUBMITTED}/{job.config}.yaml`)"
+    other = f"by another command (`{job.command}`)"
+    slug = name.replace(" ", "-")
+    return RunsOtherwise(
+        f"{name} is being run by job {job.id} {other if job.config == shipment.digest else stored}",
+        f"wait for it, or stop it: python -m pipeline stop {slug} CONFIG",
+        job,
+    )

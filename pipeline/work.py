@@ -92,7 +92,7 @@ def _assumed(
     what = machine.card or "a core, measured here now"
     return share * peak / ops, (
         f"assumed: {share:.0%} of {peak / 1e12:,.3g} TFLOPS ({what}), "
-        f"{ops / 1e9:,.3g} GFLOP a {unit.removesuffix('s')}"
+        f"{ops / 1e9:,.3g} GFLOP for each {unit.removesuffix('s')}"
     )
 
 
@@ -147,8 +147,8 @@ def _measured(
 def of_encoding(config: PipelineConfig, machine: Machine, assumed: Assumed) -> Work:
     """Return what is left to encode."""
     actors = config.preencode.preencode
-    work = Work(left=None, unit="tokens", workers=actors.actors)
-    work = replace(work, per_worker=actors.gpus_per_actor or 1.0)
+    share = (machine.card and actors.gpus_per_actor) or 1.0  # without a GPU an actor takes a core
+    work = Work(left=None, unit="tokens", workers=actors.actors, per_worker=share)
     try:
         found = estimate.remaining(config.preencode)
     except ImagenError as err:
@@ -164,7 +164,7 @@ def of_encoding(config: PipelineConfig, machine: Machine, assumed: Assumed) -> W
     if ops is None:
         return replace(work, source=f"{UNKNOWN}: `python -m preencode CONFIG --dry-run --measure`")
     per_s, source = _assumed(ops, machine, "bf16", assumed, "tokens")
-    return replace(work, per_s=per_s, source=source)
+    return replace(work, per_s=per_s and per_s * min(1.0, share), source=source)
 
 
 def operations_a_token(text: TextConfig) -> float | None:

@@ -1,6 +1,5 @@
 """The Ray actor that works on shards: one core, one encoder, one shard at a time."""
 
-import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -11,13 +10,14 @@ from imagen.data.tars import Tar
 from imagen.errors import ConfigError, ImagenError, ShardError, StorageError
 from imagen.text.encoder import TextEncoder, load_encoder
 from preencode import shard, verify
+from preencode.noting import Worker
 
 
 @ray.remote(max_restarts=0)  # a restarting actor fails queued calls; the driver replaces it instead
 class EncodeActor:
     """Works on shards, and reads the next one meanwhile. The encoder is loaded when it is needed.
 
-    Each method returns (process id, result or the error that names what is wrong).
+    Each method returns (who did it, result or the error that names what is wrong).
     """
 
     def __init__(self, job: shard.Job) -> None:
@@ -33,35 +33,35 @@ class EncodeActor:
 
     def process(
         self, tar: Tar, ahead: Tar | None = None
-    ) -> tuple[int, shard.ShardReport | ImagenError]:
+    ) -> tuple[Worker, shard.ShardReport | ImagenError]:
         """Work on one tar; `ahead` is read meanwhile, because it will be asked for next."""
         try:
             read = self._read(tar).result()
             self._ahead = {} if ahead is None else {ahead: self._read(ahead)}
-            return os.getpid(), shard.finish(self.job, read, self._load)
+            return Worker.here(), shard.finish(self.job, read, self._load)
         except (ImagenError, OSError, MemoryError, RuntimeError) as err:
-            return os.getpid(), _told(err, tar)
+            return Worker.here(), _told(err, tar)
 
-    def publish_encoder(self) -> tuple[int, ImagenError | None]:
+    def publish_encoder(self) -> tuple[Worker, ImagenError | None]:
         """Publish encoder.json and the embedding of the empty caption, unless they are there."""
         try:
-            return os.getpid(), shard.ensure_encoder(self.job, self._load())
+            return Worker.here(), shard.ensure_encoder(self.job, self._load())
         except ImagenError as err:
-            return os.getpid(), err
+            return Worker.here(), err
 
-    def verify_encoder(self) -> tuple[int, list[str] | ImagenError]:
+    def verify_encoder(self) -> tuple[Worker, list[str] | ImagenError]:
         """Check encoder.json and the embedding of the empty caption."""
         try:
-            return os.getpid(), list(verify.check_encoder(self.job, self._load()))
+            return Worker.here(), list(verify.check_encoder(self.job, self._load()))
         except ImagenError as err:
-            return os.getpid(), err
+            return Worker.here(), err
 
-    def verify(self, tar: Tar, captions: int) -> tuple[int, verify.Findings | ImagenError]:
+    def verify(self, tar: Tar, captions: int) -> tuple[Worker, verify.Findings | ImagenError]:
         """Check one shard, and encode `captions` of its captions again."""
         try:
-            return os.getpid(), verify.check_shard(self.job, tar, captions, self._load)
+            return Worker.here(), verify.check_shard(self.job, tar, captions, self._load)
         except (ImagenError, OSError, MemoryError, RuntimeError) as err:
-            return os.getpid(), _told(err, tar)
+            return Worker.here(), _told(err, tar)
 
     def _read(self, tar: Tar) -> "Future[shard.Read]":
         begun = self._ahead.pop(tar, None)

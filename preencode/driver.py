@@ -168,18 +168,18 @@ def starter(config: PreencodeConfig, job: Job) -> Callable[[], Any]:
     return lambda: EncodeActor.options(**options).remote(job)  # type: ignore[attr-defined]
 
 
-def passing(value: tuple[int, Any]) -> ImagenError | None:
+def passing(value: tuple[Any, Any]) -> ImagenError | None:
     """Return the error of an actor's answer that may pass: disks fill and empty, networks fail."""
     return value[1] if isinstance(value[1], StorageError) else None
 
 
 def _record(result: Result, outcome: Outcome[Tar | str], events: log.JsonLog) -> bool:
     """Note one outcome; tell whether it is the last of its item."""
-    final, pid, report = note(result, outcome, events)
+    final, worker, report = note(result, outcome, events)
     if report is not None:  # encoder.json has nothing to tell
         result.done.add(report)
         whose = {"encoder": result.job.fingerprint, "device": result.job.device}
-        events.write(event="shard", pid=pid, **whose, **report.event())
+        events.write(event="shard", **worker._asdict(), **whose, **report.event())
     return final
 
 

@@ -166,13 +166,13 @@ def _work(
 
 def _record(result: Result, outcome: Outcome[Todo], events: log.JsonLog) -> bool:
     """Note one outcome; tell whether it is the last of its item."""
-    final, pid, report = note(result, outcome, events)
+    final, worker, report = note(result, outcome, events)
     if report is not None:
         result.add(report)
         events.write(
             event="shard",
             shard=report.name,
-            pid=pid,
+            **worker._asdict(),
             members=list(outcome.item.members),
             images=report.images,
             unreadable=report.unreadable,

@@ -1,11 +1,10 @@
 """The Ray actor of `prepare`: one core, one tar at a time."""
 
-import os
-
 import ray
 
 from imagen.errors import ImagenError
 from preencode import prepare_shard
+from preencode.noting import Worker
 
 
 @ray.remote(max_restarts=0)  # a restarting actor fails queued calls; the driver replaces it instead
@@ -17,9 +16,9 @@ class PrepareActor:
 
     def process(
         self, todo: prepare_shard.Todo
-    ) -> tuple[int, prepare_shard.ShardReport | ImagenError]:
-        """Work on one tar; return (process id, report), or the error that names what is wrong."""
+    ) -> tuple[Worker, prepare_shard.ShardReport | ImagenError]:
+        """Work on one tar; return (who did it, report), or the error that names what is wrong."""
         try:
-            return os.getpid(), prepare_shard.process(self.job, todo)
+            return Worker.here(), prepare_shard.process(self.job, todo)
         except ImagenError as err:
-            return os.getpid(), err
+            return Worker.here(), err

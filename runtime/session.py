@@ -4,6 +4,7 @@ import contextlib
 import glob
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -32,6 +33,10 @@ SETTINGS = {
 }
 """Defaults for the environment; what is set already stays."""
 
+EXPECTS = "IMAGEN_EXPECTS"
+"""Environment variable of a cluster's head: what its machines have, also while none is there."""
+EXPECTED = re.compile(r"GPU|imagen_(base|sr[1-9][0-9]*|eval|validation)")
+
 LOCAL_PREFIX = "imagen-ray-"
 OBJECT_STORE_BYTES = 200 * 2**20
 """Our stages pass file names and small arrays through the object store."""
@@ -45,6 +50,24 @@ def settings() -> None:
     """Apply `SETTINGS` to the environment, which workers of a local Ray inherit."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+
+
+def expected() -> dict[str, float]:
+    """Return one of each resource that $IMAGEN_EXPECTS names: `GPU,imagen_base,imagen_eval`.
+
+    They count as there for who decides what to ask a cluster for: an autoscaler brings a machine
+    when something asks for what it has, and not before. Raises ConfigError for other names.
+    """
+    text = os.environ.get(EXPECTS, "").strip()
+    names = [name.strip() for name in text.split(",")] if text else []
+    for name in names:
+        if not EXPECTED.fullmatch(name):
+            raise ConfigError(
+                f"{EXPECTS}={text}: `{name}` is no resource that a stage asks for",
+                "names of GPU, imagen_eval, imagen_validation, imagen_base, imagen_sr1, …, "
+                "with commas between them",
+            )
+    return dict.fromkeys(names, 1.0)
 
 
 @contextlib.contextmanager

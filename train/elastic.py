@@ -17,7 +17,7 @@ import ray.train.torch
 import torch
 
 from imagen import storage
-from runtime import progress
+from runtime import progress, session
 from train import rundir
 from train.attempts import WorkerFailed
 from train.job import Job
@@ -55,13 +55,15 @@ def resources(job: Job, cluster: Mapping[str, float]) -> dict[str, float]:
     """Return what one worker takes of a cluster.
 
     A cluster that serves several members fences each by a resource `imagen_<member>`: elastic
-    training plans with all CPUs of a node, also those that somebody else uses.
+    training plans with all CPUs of a node, also those that somebody else uses. What the cluster is
+    expected to have counts as there: its machines come when they are asked for.
     """
+    there = {**cluster, **session.expected()}
     wants = {"CPU": 1.0 + job.train.loader_workers}
-    if cluster.get("GPU", 0) > 0:
+    if there.get("GPU", 0) > 0:
         wants["GPU"] = 1.0
     fence = f"imagen_{job.member}"
-    if fence in cluster:
+    if fence in there:
         wants[fence] = 1.0
     return wants
 
@@ -136,7 +138,7 @@ def _fit_once(job: Job, wants: dict[str, float]) -> Exception | None:
     except KeyboardInterrupt:
         group = os.path.join(storage_path, inside.GROUP) if inside is not None else ""
         if thread.is_alive() and os.path.exists(group):
-            _save_last(job, storage_path)
+            _save_last(job, storage_path, thread)
         raise
     else:
         if failures and inside is not None:
@@ -146,14 +148,17 @@ def _fit_once(job: Job, wants: dict[str, float]) -> Exception | None:
     return failures[0] if failures else None
 
 
-def _save_last(job: Job, folder: str) -> None:
-    """Have the workers save a checkpoint before they go with this process."""
+def _save_last(job: Job, folder: str, call: threading.Thread) -> None:
+    """Have the workers save a checkpoint before they go with this process.
+
+    `call` is the call of Ray Train: after its end nobody is left who could save.
+    """
     print(f"train {job.member}: saving a checkpoint; Ctrl-C again: without", file=sys.stderr)
     with open(os.path.join(folder, STOP), "w"):
         pass
-    deadline = time.monotonic() + LAST_S
-    while not os.path.exists(os.path.join(folder, STOPPED)) and time.monotonic() < deadline:
-        time.sleep(progress.POLL_S)
+    deadline, stopped = time.monotonic() + LAST_S, os.path.join(folder, STOPPED)
+    while call.is_alive() and not os.path.exists(stopped) and time.monotonic() < deadline:
+        call.join(progress.POLL_S)
 
 
 class Waiting:

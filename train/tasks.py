@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from imagen.errors import StorageError
+from runtime import session
 from train.validating import Task
 
 FENCE = "imagen_validation"
@@ -66,6 +67,9 @@ def _is_a_gpu_free(stop: threading.Event) -> bool:
 def takes(nodes: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what a task takes of a cluster with these nodes."""
     fenced = [n["Resources"] for n in nodes if n["Alive"] and n["Resources"].get(FENCE, 0) >= 1]
+    awaited = session.expected()
+    if not fenced and FENCE in awaited:
+        fenced = [awaited]  # an autoscaler brings it when it is asked for
     if not fenced:
         return {"num_cpus": 0}
     gpus = int(any(resources.get("GPU", 0) >= 1 for resources in fenced))

@@ -21,7 +21,9 @@ NAMES = {
     "ours": "ours",
     "eager": "ours, growing at once",
     "elastic": "Ray, elastic",
+    "elastic, asks": "Ray, elastic, asks",
     "fixed": "Ray, fixed size",
+    "fixed, asks": "Ray, fixed size, asks",
     "calm": "fixed size, on demand",
 }
 
@@ -59,6 +61,10 @@ class Results:
         """Return the share of the paid time that is in the result."""
         return spread([one.goodput for one in self.of(way, case)])
 
+    def cost(self, way: str, case: Case, price: float = PRICE) -> Shown:
+        """Return what a useful hour costs: the mean of the costs, not the cost of the mean."""
+        return spread([price / one.goodput for one in self.of(way, case)])
+
 
 def spread(values: Sequence[float]) -> Shown:
     """Return the mean of the seeds, the lowest and the highest."""
@@ -67,7 +73,11 @@ def spread(values: Sequence[float]) -> Shown:
 
 def told(values: Sequence[float], scale: float = 1.0, digits: int = 1) -> str:
     """Return a mean with its range, as a cell."""
-    shown = spread([value * scale for value in values])
+    return cell(spread([value * scale for value in values]), digits)
+
+
+def cell(shown: Shown, digits: int) -> str:
+    """Return a mean and its spread, as a cell."""
     if shown.low == shown.high:
         return f"{shown.mean:.{digits}f}"
     return f"{shown.mean:.{digits}f} ({shown.low:.{digits}f}-{shown.high:.{digits}f})"
@@ -97,7 +107,7 @@ def main_table(results: Results) -> list[str]:
                 NAMES[way],
                 told([one.goodput for one in found], 100),
                 ended + told(times, digits=2),
-                told([PRICE / one.goodput for one in found], digits=2),
+                cell(results.cost(way, case), 2),
                 f"{statistics.mean(one.training.starts for one in found):.0f}",
                 f"{min(one.training.machines_lost for one in found)} or more",
             ]
@@ -152,15 +162,25 @@ def every_table(results: Results) -> list[str]:
     return sweep(results, heads, rows, ["4 h"])
 
 
+def untuned_table(results: Results) -> list[str]:
+    """Return goodput by how soon the head takes a silent machine for lost."""
+    silent = (runs.TUNED_S, runs.UNTUNED_S)
+    heads = ["mean lifetime", "way", *(f"noticed after {seconds:g} s" for seconds in silent)]
+    hours = (1, 4, 12)
+    rows = [[replace(living(h), silent_s=seconds) for seconds in silent] for h in hours]
+    return sweep(results, heads, rows, [f"{h} h" for h in hours])
+
+
 def notice_table(results: Results) -> list[str]:
-    """Return ours by the notice and the time that a checkpoint takes."""
-    heads = ["notice", *(f"{seconds} s" for seconds in SAVES_S)]
+    """Return goodput by the notice and the time that a checkpoint takes."""
+    heads = ["notice", "way", *(f"{seconds} s" for seconds in SAVES_S)]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for notice_s in (0.0, 15.0, 30.0, 120.0):
         market = replace(living(4).market, notice_s=notice_s)
         cases = [Case(market=market, save_s=float(seconds)) for seconds in SAVES_S]
-        cells = [told([one.goodput for one in results.of("ours", c)], 100) for c in cases]
-        lines.append(f"| {' | '.join([f'{notice_s:g} s', *cells])} |")
+        for way in ("ours", "elastic, asks"):
+            cells = [told([one.goodput for one in results.of(way, c)], 100) for c in cases]
+            lines.append(f"| {' | '.join([f'{notice_s:g} s', NAMES[way], *cells])} |")
     return lines
 
 
@@ -170,7 +190,7 @@ def price_table(results: Results) -> list[str]:
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     calm = results.of("calm", living(LIFETIMES_H[-1]))[0].goodput
     for way in runs.WAYS:
-        goodput = results.goodput(way, living(4)).mean
-        cells = [f"{ratio / goodput:.2f}" for ratio in RATIOS]
-        lines.append(f"| {' | '.join([NAMES[way], *cells, f'{goodput / calm:.2f}'])} |")
+        cost = results.cost(way, living(4), 1.0).mean
+        cells = [f"{ratio * cost:.2f}" for ratio in RATIOS]
+        lines.append(f"| {' | '.join([NAMES[way], *cells, f'{1 / calm / cost:.2f}'])} |")
     return lines

@@ -3,8 +3,9 @@
 import statistics
 from dataclasses import dataclass, field
 
-from benchmarks.preemption.contenders import Ours, Rays, clock
+from benchmarks.preemption.contenders import Ours
 from benchmarks.preemption.market import Market, calm, events
+from benchmarks.preemption.rays import Rays, clock
 from benchmarks.preemption.training import Contender, Outcome, Training, Work, simulate
 
 STARTS_S = (
@@ -14,12 +15,11 @@ STARTS_S = (
 """RECOVERY_XEON2_202611.md: the time to the next step less Ray's part, of both ways, whose workers
 are the same; for growth the time that training stood still."""
 START_S = statistics.median(STARTS_S)
-OUR_DETECT_S = {"gone": 2.6, "vanished": 15.0}
-"""RECOVERY: Ray's part after a kill. A machine that says no goodbye: shared/knowledge/ray.md, the
-run `beststop`, with the head's settings that infra/README.md advises."""
-RAYS_DETECT_S = {"gone": 6.5, "vanished": 69.0}
-"""RECOVERY: Ray's part after a kill, less the 60 s for a placement, which are simulated; and the
-run `sigstop`."""
+GONE_S = {"ours": 2.6, "rays": 6.5}
+"""RECOVERY: Ray's part after a kill; the 60 s for a placement are not in it: they are simulated."""
+TUNED_S, UNTUNED_S = 15.0, 69.0
+"""How long a machine that says no goodbye counts as there: with the head's health checks of
+infra/, and with Ray's defaults; shared/knowledge/ray.md, the runs `beststop` and `sigstop`."""
 LOSSES = 1100
 LONGEST = 30.0
 """A training that takes this many times as long as an undisturbed one is given up."""
@@ -36,6 +36,8 @@ class Case:
     save_s: float = 2.0
     checkpoint_every_s: float = 600.0
     """Of training with all workers."""
+    silent_s: float = TUNED_S
+    """How long a machine that vanishes counts as there: a setting of the head, so of all ways."""
 
     @property
     def work(self) -> Work:
@@ -54,27 +56,37 @@ class Case:
         return self.market.boot_s + self.work.start_s + self.work.total / self.market.slots
 
 
-WAYS = ("ours", "eager", "elastic", "fixed")
-"""Ours; ours as it was, growing at once; Ray's elastic training; Ray's with all workers or none."""
+WAYS = ("ours", "eager", "elastic", "elastic, asks", "fixed", "fixed, asks")
+"""Ours; ours as it was, growing at once; Ray's elastic training; Ray's with all workers or none;
+both also with a training function that asks for notices."""
+
+
+def contender(way: str, training: Training, fewest: int, most: int) -> Contender:
+    """Return who decides about a training of so many workers."""
+    if way in ("ours", "eager"):
+        return Ours(training, fewest, most, eager=way == "eager")
+    fewest = most if way.startswith("fixed") else fewest
+    return Rays(training, fewest, most, asks=way.endswith("asks"))
+
+
+def detect_s(way: str, silent_s: float = TUNED_S) -> dict[str, float]:
+    """Return how long a lost worker goes unnoticed, by the kind of event."""
+    gone = GONE_S["ours" if way in ("ours", "eager") else "rays"]
+    return {"gone": gone, "vanished": silent_s}
 
 
 def run(way: str, case: Case, seed: int) -> Outcome:
     """Simulate a training to its end."""
-    most = case.market.slots
-    if way in ("ours", "eager"):
-        training = Training(case.work, OUR_DETECT_S, case.market.boot_s)
-        contender: Contender = Ours(training, case.fewest, most, eager=way == "eager")
-    else:
-        training = Training(case.work, RAYS_DETECT_S, case.market.boot_s)
-        contender = Rays(training, most if way == "fixed" else case.fewest, most)
-    with clock(contender):
-        return simulate(contender, events(case.market, seed), LONGEST * case.undisturbed_s)
+    training = Training(case.work, detect_s(way, case.silent_s), case.market.boot_s)
+    decides = contender(way, training, case.fewest, case.market.slots)
+    with clock(decides):
+        return simulate(decides, events(case.market, seed), LONGEST * case.undisturbed_s)
 
 
 def on_demand(case: Case) -> Outcome:
     """Simulate a fixed number of workers on machines that stay."""
     most = case.market.slots
-    training = Training(case.work, RAYS_DETECT_S, case.market.boot_s)
-    contender = Rays(training, most, most)
-    with clock(contender):
-        return simulate(contender, calm(most, case.market.boot_s))
+    training = Training(case.work, detect_s("fixed"), case.market.boot_s)
+    decides = contender("fixed", training, most, most)
+    with clock(decides):
+        return simulate(decides, calm(most, case.market.boot_s))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from eval.config import EvalConfig, PublishConfig
+    from eval.history import History
     from eval.publish import Chosen
 
 TEXT = """\
@@ -17,7 +18,8 @@ EPILOG = """\
 what it checks  every member file by its checksum, before and after it is copied; that the cascade
                 loads, and draws the first image of the evaluation again (within 2 of 255 levels)
 run again       checks everything and writes nothing. Another cascade at DEST is refused; without a
-                DEST, the project's own older one gives way
+                DEST, one that this run has evaluated gives way, unless the newest is asked for and
+                has seen fewer images
 use it          imagen sample "seven" --cascade DEST --out seven.png, on any machine
 
 examples
@@ -86,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
     found = history.load(config)
     evaluation = publish.choose(found, section.evaluation, section.by or None)
     chosen = publish.prepare(found, evaluation)
-    _refuse(config, chosen, args)
+    _refuse(found, chosen, args, section.evaluation)
     apart = publish.verify(chosen)
     print(f"evaluation  {evaluation.name}")
     for name, folder in chosen.snapshots.items():
@@ -133,10 +135,10 @@ def _section(config: "EvalConfig", args: argparse.Namespace) -> "PublishConfig":
     return build(PublishConfig, tree, "the command line")
 
 
-def _refuse(config: "EvalConfig", chosen: "Chosen", args: argparse.Namespace) -> None:
+def _refuse(found: "History", chosen: "Chosen", args: argparse.Namespace, which: str) -> None:
     from eval import publish, published
 
     if args.dest is None and not args.overwrite:
-        published.refuse_others(config, chosen)
+        published.refuse_others(found, chosen, which)
     else:
-        publish.refuse(args.dest or config.published, chosen, args.overwrite)
+        publish.refuse(args.dest or found.config.published, chosen, args.overwrite)

@@ -49,7 +49,7 @@ g() { run gcloud "$@" --project="$PROJECT"; }
 services() {
     g services enable container.googleapis.com artifactregistry.googleapis.com \
         storage.googleapis.com iam.googleapis.com iamcredentials.googleapis.com \
-        compute.googleapis.com
+        compute.googleapis.com containerfilesystem.googleapis.com # the last: image streaming
 }
 
 bucket() { # URL LIFECYCLE
@@ -70,7 +70,8 @@ buckets() {
 
 registry() {
     there artifacts repositories describe imagen --location="$REGION" ||
-        g artifacts repositories create imagen --location="$REGION" --repository-format=docker
+        g artifacts repositories create imagen --location="$REGION" --repository-format=docker \
+            --immutable-tags # machines keep an image by its tag, and would not see another one
 }
 
 account() { # NAME WHAT
@@ -83,11 +84,13 @@ allow() { # BUCKET MEMBER ROLE [CONDITION]
         --condition="${4:-None}" --format=none
 }
 
-# What training may not touch although it writes to the same bucket: the data sets of each run
+# What training may not touch although it writes to the same bucket: the data sets of each run,
+# also of one whose `out` is the bucket itself. No folder of an `out` may be called like one
 not_data_sets() {
     local kinds=(data index embeddings prepared) out="" kind
     for kind in "${kinds[@]}"; do
         out+=${out:+ && }"resource.name.extract('/objects/{run}/$kind/') == ''"
+        out+=" && resource.name.extract('/objects/$kind/{file}') == ''"
     done
     echo "expression=$out,title=not-data-sets"
 }
@@ -151,7 +154,7 @@ pods() { # Kubernetes's service accounts of infra/kuberay/base.yaml, without any
     may_write_data "$who/imagen-pipeline"
 }
 
-machines() { # of infra/ray-up/gcp.yaml
+machines() { # of infra/ray-up/gcp.yaml: they run all stages
     account imagen-vm "Machines of ray up"
     account imagen-vm-head "Head of ray up: starts and stops the others"
     local domain=$PROJECT.iam.gserviceaccount.com name

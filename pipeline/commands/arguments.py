@@ -39,18 +39,42 @@ def add_code(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def url(args: argparse.Namespace) -> str | None:
+    """Return the URL of the cluster of a command line or the environment, None when there is none.
+
+    Raises ConfigError for what is no URL.
+    """
+    from pipeline import addresses
+
+    found = addresses.url_of(args.address)
+    if found is not None:
+        addresses.host_and_port(found)
+    elif args.address:
+        raise ConfigError(
+            f"--address `{args.address}` is no URL, but jobs are asked for over HTTP",
+            "add --address http://HEAD:8265",
+        )
+    return found
+
+
+def some_url(args: argparse.Namespace) -> str:
+    """Return the URL of the cluster that a command line names. Raises ConfigError."""
+    from pipeline import addresses
+
+    found = url(args)
+    if found is None:
+        raise ConfigError(
+            "no cluster is named, but jobs are submitted over HTTP",
+            f"add --address http://HEAD:8265, or set {addresses.URL}",
+        )
+    return found
+
+
 def cluster(args: argparse.Namespace) -> "Cluster":
     """Return the cluster that a command line names. Raises ConfigError."""
     from pipeline import jobs
 
-    url = jobs.url_of(args.address)
-    if url is None:
-        given = f"`{args.address}` is no URL" if args.address else "no cluster is named"
-        raise ConfigError(
-            f"{given}, but jobs are submitted over HTTP",
-            f"add --address http://HEAD:8265, or set {jobs.URL}",
-        )
-    return jobs.Cluster(url)
+    return jobs.Cluster(some_url(args))
 
 
 def shipment(args: argparse.Namespace) -> "Shipment":

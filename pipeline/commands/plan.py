@@ -13,7 +13,8 @@ share of its peak; else assumed, and marked so. Works before there is any data. 
 """
 EPILOG = """\
 prices   pipeline/prices.yaml says where and when they were found: edit it, or a copy for --prices
-machine  which one each stage is counted on is in that table; --machine NAME counts all on one
+machine  which one each stage is counted on is in that table; a --machine NAME with GPUs counts for
+         the stages that use GPUs, one without for all of them: each core is a worker then
 
 examples:
   python -m pipeline plan pipeline/configs/shapes.yaml

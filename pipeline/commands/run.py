@@ -50,8 +50,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the line, or say what would run; return the exit status."""
+    from pipeline import addresses, report, stages
     from pipeline import config as configs  # here, so that --help is quick: stages import torch
-    from pipeline import jobs, report, stages
     from pipeline import run as runner
 
     config = configs.load(args.config, args.overrides)
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(runner.dry_run(line))
         return 0
-    url = jobs.url_inside() if args.jobs else jobs.url_of(args.address)
+    url = addresses.url_inside() if args.jobs else addresses.url_of(args.address)
     if url is None:
         outcome = runner.run(line, config.out, args.address)
     else:

@@ -11,8 +11,9 @@ from pipeline.commands import arguments
 TEXT = """\
 Submit a stage to a cluster every so often, for example an evaluation of what training has made.
 
-Runs until Ctrl-C, also through times when the cluster does not answer. A tick that comes while the
-stage is being run does nothing; missed ones are left out; two schedules of one stage run it once.
+Runs until Ctrl-C, also through times when the cluster or the bucket does not answer, or when the
+stage is run with other settings; a mistake in the config ends it. A tick that comes while the stage
+is being run does nothing; missed ones are left out; two schedules of one stage run it once.
 """
 EPILOG = """\
 --crontab prints the line for `crontab -e` instead, which does the same without a terminal.
@@ -22,6 +23,8 @@ examples:
   python -m pipeline schedule eval CONFIG --every 30m --address http://127.0.0.1:8265
   python -m pipeline schedule eval CONFIG --every 6h --crontab
 """
+KEPT = ("PYTHONPATH", "GOOGLE_APPLICATION_CREDENTIALS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
+"""Of the environment, which cron does not have, what the line sets: paths, no secrets."""
 USUAL = {"eval": "--all"}
 """Options that a stage has on a schedule, unless others are given."""
 
@@ -52,15 +55,17 @@ def run(args: argparse.Namespace) -> None:
 
 def _tick(args: argparse.Namespace) -> None:
     """Submit the stage unless it is being run; a mistake in the config ends the schedule."""
+    from imagen.errors import StorageError
     from pipeline.commands.submit import submitted
     from pipeline.jobs import Unreachable
+    from pipeline.submitting import NotNow
 
-    shipment = arguments.shipment(args)  # again: the file or the code may have changed
     try:
+        shipment = arguments.shipment(args)  # again: the file or the code may have changed
         cluster = arguments.cluster(args)
         _tell_failed(cluster.of(shipment.out), args.stage)
         submitted(args.stage, arguments.options(args), cluster, shipment)
-    except Unreachable as err:
+    except (Unreachable, StorageError, NotNow) as err:
         arguments.say(f"{time.strftime('%H:%M')} not submitted, next time again: {err.message}")
 
 
@@ -73,12 +78,23 @@ def _tell_failed(known: dict, stage: str) -> None:
 
 
 def _crontab(args: argparse.Namespace, when: str) -> str:
-    """Return a line of a crontab that submits the stage."""
+    """Return a line of a crontab that submits the stage. Raises ConfigError."""
+    _check(args)
     words = [sys.executable, "-m", "pipeline", "submit", args.stage, args.config, *args.overrides]
-    if args.address:
-        words += ["--address", args.address]
-    words += [f"--code={args.code}", *([f"--options={args.options}"] if args.options else [])]
-    named = ("RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
-    given = [f"{name}={shlex.quote(os.environ[name])}" for name in named if name in os.environ]
-    command = " ".join([*given, shlex.join(words)]).replace("%", r"\%")
-    return f"{when} cd {shlex.quote(os.getcwd())} && {command}"
+    words += ["--address", arguments.some_url(args), f"--code={args.code}"]
+    words += [f"--options={args.options}"] if args.options else []
+    given = [f"{name}={shlex.quote(os.environ[name])}" for name in KEPT if name in os.environ]
+    command = " ".join(["cd", shlex.quote(os.getcwd()), "&&", *given, shlex.join(words)])
+    return f"{when} {command}".replace("%", r"\%")  # to cron it is the end of the line
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise ConfigError for a config or a stage that could never be submitted."""
+    from pipeline import jobs, stages
+    from pipeline.commands.submit import part
+
+    line = arguments.shipment(args).stages()
+    if args.stage == jobs.LINE:
+        part(line, arguments.options(args))
+    else:
+        stages.select(line, only=args.stage)

@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from pipeline.commands import arguments
 from runtime import cli
 
 TEXT = """\
@@ -17,7 +18,8 @@ stale    made from other inputs       missing  not started
 running  a process of this machine is at work
 
 left     time to the end at the last rate
-cost     by pipeline/prices.yaml, or the table that --prices names
+cost     by pipeline/prices.yaml, or the table that --prices names; a --machine with GPUs is counted
+         for what GPUs did, one without for what cores did
 
 examples:
   python -m pipeline status pipeline/configs/digits.yaml
@@ -37,7 +39,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 def add_prices(parser: argparse.ArgumentParser) -> None:
     """Add what says which prices count."""
     parser.add_argument("--prices", metavar="FILE", help="price table in place of prices.yaml")
-    parser.add_argument("--machine", metavar="NAME", help="machine of that table for all stages")
+    told = "machine of that table to count with; one with GPUs only for what GPUs do"
+    parser.add_argument("--machine", metavar="NAME", help=told)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -50,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
 
     config = configs.load(args.config, args.overrides)
     known = prices.load(args.prices)
-    url = jobs.url_of(args.address)
+    url = arguments.url(args)
     running = None
     try:
         running = jobs.Cluster(url).of(config.out) if url else None

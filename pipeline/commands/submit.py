@@ -4,10 +4,14 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from imagen.errors import ConfigError
 from pipeline.commands import arguments
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.jobs import Cluster
+    from pipeline.stages import Stage
     from pipeline.submitting import Shipment
 
 TEXT = """\
@@ -53,6 +57,23 @@ def run(args: argparse.Namespace) -> int:
     return wait(follower)
 
 
+def part(line: "Sequence[Stage]", options: list[str]) -> "list[Stage]":
+    """Return the stages that options of `run` choose. Raises ConfigError."""
+    from pipeline import stages
+    from pipeline.commands import run as run_command
+
+    known = argparse.ArgumentParser("--options", exit_on_error=False, add_help=False)
+    run_command.add(known)
+    try:
+        args, rest = known.parse_known_args(["CONFIG", *options])
+    except argparse.ArgumentError as err:
+        raise ConfigError(f"--options: {err}", "see python -m pipeline run --help") from err
+    if rest or args.overrides:
+        wrong = " ".join([*rest, *args.overrides])
+        raise ConfigError(f"--options: `run` takes no `{wrong}` there", "overrides follow CONFIG")
+    return stages.select(line, args.only, args.first, args.last)
+
+
 def submitted(
     stage: str, options: list[str], cluster: "Cluster", shipment: "Shipment"
 ) -> dict[str, str]:
@@ -62,6 +83,7 @@ def submitted(
     line, ids = shipment.stages(), {}
     if stage == jobs.LINE:
         path = shipment.config.path
+        submitting.check_line(cluster, shipment, part(line, options))
         words = ("-m", "pipeline", "run", path, "--jobs", f"--code={shipment.code}", *options)
         chosen = [(jobs.LINE, words)]
     else:

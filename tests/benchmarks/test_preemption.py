@@ -5,10 +5,10 @@ from itertools import islice
 
 import pytest
 
-from benchmarks.preemption import market, runs
-from benchmarks.preemption.contenders import Ours, Rays, clock
+from benchmarks.preemption import market, report, runs
 from benchmarks.preemption.market import HOUR, Event, Market
-from benchmarks.preemption.runs import OUR_DETECT_S, RAYS_DETECT_S, Case
+from benchmarks.preemption.rays import clock
+from benchmarks.preemption.runs import Case
 from benchmarks.preemption.training import Outcome, Training, Work, simulate
 
 pytestmark = [
@@ -21,12 +21,8 @@ WORK = Work(total=4 * 10_000.0, checkpoint_every=4 * 600.0, start_s=50.0, save_s
 def play(way: str, *events: Event, work: Work = WORK, workers: int = 4) -> Outcome:
     """Have a training of up to 4 workers, at least 2, live through some events."""
     ups = [Event(0.0, f"m{i}", "up") for i in range(workers)]
-    detect = OUR_DETECT_S if way in ("ours", "eager") else RAYS_DETECT_S
-    training = Training(work, detect)
-    if way in ("ours", "eager"):
-        contender = Ours(training, 2, 4, eager=way == "eager")
-    else:
-        contender = Rays(training, 4 if way == "fixed" else 2, 4)
+    training = Training(work, runs.detect_s(way))
+    contender = runs.contender(way, training, 2, 4)
     with clock(contender):
         return simulate(contender, iter(sorted([*ups, *events])), 10**6)
 
@@ -34,7 +30,9 @@ def play(way: str, *events: Event, work: Work = WORK, workers: int = 4) -> Outco
 @pytest.mark.parametrize("way", runs.WAYS)
 def test_without_preemption_all_time_is_useful_but_the_start(way: str):
     done = play(way)
-    first = 20.0 if way == "elastic" else 0.0  # the view of Ray's coordinator is renewed each 20 s
+    first = (
+        20.0 if way.startswith("elastic") else 0.0
+    )  # the view of Ray's coordinator is renewed each 20 s
     assert done.finished
     assert done.training.starts == 1
     assert done.training.now == pytest.approx(10_000 + 50, abs=first)
@@ -88,6 +86,64 @@ def test_plain_ray_throws_away_steps_to_grow_and_ours_saves_them():
     assert ours.training.lost == 0
     assert rays.training.lost > 0
     assert rays.training.now > ours.training.now
+
+
+GOES = Event(1003.0, "m3", "notice", 1033.0), Event(1033.0, "m3", "gone")
+
+
+def test_a_function_that_asks_ray_for_notices_saves_once_and_trains_on():
+    # first step at 50; its watcher looks at 50 + 5 n
+    done, deaf = play("elastic, asks", *GOES), play("elastic", *GOES)
+    saved = 4 * (1005.0 - 50.0)
+    assert done.training.lost == pytest.approx(4 * (1033.0 - 1007.0))
+    assert deaf.training.lost == pytest.approx(4 * (1033.0 - 50.0 - 600.0))
+    began = done.training.now - (WORK.total - saved) / 3
+    assert began == pytest.approx(1033.0 + 6.5 + 60.0 + 50.0)  # its view of the machines is of 1020
+    assert done.training.starts == deaf.training.starts == 2
+
+
+def test_a_function_that_asks_saves_in_vain_when_the_notice_is_too_short():
+    late = Event(1001.0, "m3", "notice", 1004.0), Event(1004.0, "m3", "gone")
+    assert play("elastic, asks", *late).training.lost == play("elastic", *late).training.lost > 0
+
+
+def test_a_notice_during_a_start_is_saved_for_at_the_first_step():
+    early = Event(30.0, "m3", "notice", 90.0), Event(90.0, "m3", "gone")
+    done = play("fixed, asks", *early, Event(100.0, "m4", "up"))
+    assert done.training.lost == pytest.approx(4 * (90.0 - 50.0 - 2.0))
+
+
+def test_ray_does_not_grow_while_a_machine_is_going_and_starts_on_none_that_goes():
+    grows = Event(1000.0, "m9", "up")
+    goes = Event(1005.0, "m1", "notice", 1400.0), Event(1400.0, "m1", "gone")
+    calm, waits = play("elastic", grows, workers=3), play("elastic", grows, *goes, workers=3)
+    assert calm.training.starts == waits.training.starts == 2
+    assert calm.training.spent["idle"] < 20.0  # grown at the look of 1010
+    assert waits.training.spent["idle"] > 390.0
+    busy = Event(1000.0, "m0", "notice", 9000.0), Event(1001.0, "m1", "gone")
+    assert play("fixed", *busy, Event(1100.0, "m9", "up")).training.spent["idle"] > 3 * 7000.0
+
+
+def test_a_silent_machine_counts_as_there_as_long_as_the_head_is_set_to():
+    for way in runs.WAYS:
+        assert runs.detect_s(way)["vanished"] == runs.Case().silent_s == 15.0
+        assert runs.detect_s(way, runs.UNTUNED_S)["vanished"] == 69.0
+
+
+def test_costs_are_the_same_in_all_tables():
+    results, case = report.Results(0), report.living(4)
+    for way in runs.WAYS:
+        results.found[way, case] = [_with(0.5), _with(1.0)]
+    results.found["calm", report.living(report.LIFETIMES_H[-1])] = [_with(1.0)]
+    assert results.cost("fixed", case).mean == pytest.approx(0.4 * (2 + 1) / 2)
+    row = report.price_table(results)[2]
+    assert row == "| ours | 0.30 | 0.45 | 0.60 | 0.90 | 1.20 | 0.67 |"
+
+
+def _with(goodput: float) -> Outcome:
+    training = Training(WORK, {}, done=goodput)
+    training.spent["stepping"] = 1.0
+    return Outcome(training, True)
 
 
 def test_a_fixed_size_waits_for_its_last_machine():

@@ -6,6 +6,12 @@ from eval import sampled, sampling
 from eval.prompts import Item
 from imagen import storage
 from imagen.cascade import SampleOptions
+from runtime import session
+
+
+@pytest.fixture(autouse=True)
+def nothing_expected(monkeypatch):
+    monkeypatch.delenv(session.EXPECTS, raising=False)
 
 
 def test_chunks_cover_the_items_in_order_and_their_names_tell_what_decides_the_images():
@@ -48,3 +54,37 @@ def test_an_actor_takes_a_gpu_where_there_are_any_and_nodes_of_its_own_where_the
     fenced = [{"CPU": 64.0, "GPU": 8.0}, {"CPU": 4.0, "imagen_eval": 1.0}]
     takes = {"num_cpus": 1, "resources": {"imagen_eval": 0.001}}
     assert sampling.actors(fenced, 9) == (4, takes)
+
+
+FENCE = {"resources": {"imagen_eval": 0.001}}
+TRAINED_ON = {"CPU": 7.0, "GPU": 1.0, "imagen_base": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("expects", "nodes", "takes"),
+    [
+        ("GPU,imagen_base,imagen_eval", [], (1, {"num_gpus": 1, **FENCE})),
+        ("GPU,imagen_base,imagen_eval", [TRAINED_ON] * 3, (1, {"num_gpus": 1, **FENCE})),
+        ("imagen_eval", [TRAINED_ON], (1, {"num_cpus": 1, **FENCE})),
+        ("GPU", [{"CPU": 4.0}], (1, {"num_gpus": 1})),
+        ("GPU", [{"CPU": 4.0}, {"CPU": 7.0, "GPU": 2.0}], (2, {"num_gpus": 1})),
+        ("imagen_base", [{"CPU": 4.0}], (4, {"num_cpus": 1})),
+        (
+            "GPU,imagen_eval",  # what is there says more than what is expected
+            [TRAINED_ON, {"CPU": 4.0, "imagen_eval": 1.0}],
+            (4, {"num_cpus": 1, **FENCE}),
+        ),
+    ],
+)
+def test_an_actor_waits_for_the_machines_that_are_expected(monkeypatch, expects, nodes, takes):
+    monkeypatch.setenv(session.EXPECTS, expects)
+    assert sampling.actors(nodes, 9) == takes
+
+
+def test_a_wait_for_a_machine_is_told(capsys: pytest.CaptureFixture):
+    takes = {"num_gpus": 1, **FENCE}
+    sampling._tell_waiting([{"CPU": 0.0}, TRAINED_ON, {"imagen_eval": 1.0}], takes)
+    told = "eval: waiting for a machine with GPU and imagen_eval\n"
+    assert capsys.readouterr().err == told
+    sampling._tell_waiting([{"CPU": 7.0, "GPU": 1.0, "imagen_eval": 1.0}], takes)
+    assert capsys.readouterr().err == ""

@@ -85,6 +85,9 @@ def test_evaluation_writes_grid_metrics_and_report(finished):
     assert body["distribution"]["pca"]["fd"]["value"] > 0
     assert body["digit_accuracy"]["n"] == 60
     assert list(body["members"]) == ["base", "sr1"]
+    cost = json.loads((folder / "metrics.json").read_text())["cost"]
+    assert cost["actors"] >= 1
+    assert cost["device"] == "cpu"
     assert body["memorisation"]["heldout"]["n"] > 20
     assert str(folder / "grid.png") in out.splitlines()
     assert "Traceback" not in err

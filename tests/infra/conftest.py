@@ -12,7 +12,7 @@ INFRA = ROOT / "infra"
 SETTINGS = {
     "PROJECT": "my-project",
     "REGION": "us-central1",
-    "IMAGE": "us-central1-docker.pkg.dev/my-project/imagen/imagen:0.1.0",
+    "IMAGE": "us-central1-docker.pkg.dev/my-project/imagen/imagen:1920203-cuda",
     "CONFIG": "gs://my-project-imagen-runs/digits.yaml",
 }
 

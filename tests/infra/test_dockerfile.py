@@ -1,6 +1,8 @@
 """The image: linted, nothing in it that is not meant, its steps executed in a clean root."""
 
+import ast
 import contextlib
+import importlib.metadata
 import os
 import re
 import shlex
@@ -11,7 +13,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+import ray
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 CLEAN_ROOT = os.environ.get("IMAGEN_CLEAN_ROOT")
@@ -81,6 +86,60 @@ def test_the_ray_of_the_image_is_the_ray_of_the_cluster_files(infra):
         versions += re.findall(r"rayVersion: \"?([\d.]+)", path.read_text())
     assert versions
     assert set(versions) == {pinned[1]}
+
+
+def installed(requirements):
+    """Return the names of all that pip installs for requirements, asked of this environment."""
+    found, todo = set(), [Requirement(line) for line in requirements]
+    while todo:
+        asked = todo.pop()
+        for extra in [*asked.extras, ""]:
+            if (key := (canonicalize_name(asked.name), extra)) in found:
+                continue
+            found.add(key)
+            for line in importlib.metadata.requires(asked.name) or []:
+                needed = Requirement(line)
+                if needed.marker is None or needed.marker.evaluate({"extra": extra}):
+                    todo.append(needed)
+    return {name for name, _ in found}
+
+
+def imports(folder):
+    """Return the top names of the modules that the files of a folder import."""
+    found = set()
+    for path in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {name.name.split(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found.add(node.module.split(".")[0])
+    return found - sys.stdlib_module_names - {"ray"}
+
+
+def test_the_head_of_ray_up_can_start_machines_of_google_s(steps):
+    from ray.autoscaler._private.providers import _get_node_provider_cls
+
+    assert _get_node_provider_cls({"type": "gcp"}).__name__ == "GCPNodeProvider"
+    runs = " ".join(arguments(steps, "RUN"))
+    words = re.search(r"python (requirements\.py) (pyproject\.toml [a-z ]+) >", runs)
+    assert words is not None
+    command = [sys.executable, f"infra/{words[1]}", *words[2].split()]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    there = installed(lines.splitlines())
+    homes = importlib.metadata.packages_distributions()
+    needed = imports(Path(ray.__file__).parent / "autoscaler" / "_private" / "gcp")
+    assert {"googleapiclient", "httplib2", "google_auth_httplib2"} <= needed
+    absent = [name for name in needed if not {*map(canonicalize_name, homes[name])} & there]
+    assert absent == []
+    client = installed(["google-api-python-client"])
+    pinned = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.M)
+    assert client - {canonicalize_name(name) for name in pinned} == set()
+
+
+def test_the_head_of_ray_up_can_reach_the_other_machines(steps):
+    (apt,) = [run for run in arguments(steps, "RUN") if "apt-get install" in run]
+    packages = apt.split("--no-install-recommends")[1].split("&&")[0].split()
+    assert {"openssh-client", "rsync"} <= set(packages)  # apt only suggests the first for the other
 
 
 class Root:
@@ -162,6 +221,10 @@ def test_the_steps_of_the_image_work_in_a_clean_root(steps):
             assert "usage" in root.run(f"python -m {stage} --help", user="1000")
         assert root.run("id -u", user="1000").strip() == "1000"
         assert "ray" in root.run("bash -lc 'ray --version'", user="1000")
+        root.run("bash -lc 'command -v ssh && command -v rsync'", user="1000")
+        provider = "from ray.autoscaler._private import providers as p; "
+        provider += 'p._get_node_provider_cls({"type": "gcp"})'
+        root.run(f"python -c '{provider}'", user="1000")
         frozen = root.run("pip freeze --exclude-editable").lower().split()
         locked = (ROOT / "constraints.txt").read_text().lower().replace("_", "-").split()
         free = [line for line in frozen if line.replace("_", "-").split("+")[0] not in locked]

@@ -60,7 +60,9 @@ def grants(log, member):
     return found
 
 
-@pytest.mark.parametrize("name", ["gcp/setup.sh", "render.sh", "ray-up/notice.sh"])
+@pytest.mark.parametrize(
+    "name", ["gcp/setup.sh", "render.sh", "kuberay/stop.sh", "ray-up/notice.sh"]
+)
 def test_the_scripts_are_well_formed(infra, name):
     assert subprocess.run(["bash", "-n", str(infra / name)], check=False).returncode == 0
 
@@ -138,8 +140,26 @@ def extract(name, template):
     """Return what IAM's `extract` does: the part of a name that a {placeholder} stands for."""
     before, _, after = re.split(r"(\{\w+\})", template)
     start = name.find(before)
-    end = name.find(after, start + len(before)) if start >= 0 else -1
+    if start < 0:
+        return ""
+    end = name.find(after, start + len(before)) if after else len(name)
     return name[start + len(before) : end] if end >= 0 else ""
+
+
+@pytest.mark.parametrize(
+    ("template", "part"),
+    [
+        ("/order_date={date}/", "2019-11-03"),
+        ("buckets/{name}/", "acme-orders"),
+        ("/orders/{empty}order_date", ""),
+        ("{start}/objects/data_lake", "projects/_/buckets/acme-orders"),
+        ("/orders/{end}", "order_date=2019-11-03/aef87g"),
+        ("/orders/{none}/order_date=", ""),
+    ],
+)
+def test_what_an_extraction_takes_is_what_google_says(template, part):
+    name = "projects/_/buckets/acme-orders/objects/data_lake/orders/order_date=2019-11-03/aef87g"
+    assert extract(name, template) == part
 
 
 def allows(condition, bucket, name):
@@ -167,6 +187,52 @@ def test_training_cannot_change_data_sets_and_can_write_everything_else(setup):
     for name in ("digits/base/checkpoints/1/manifest.json", "digits/cascade/index.json"):
         assert allows(condition, "b", name)
     assert allows(condition, "b", "digits/eval/1-a/data.json")
+
+
+@pytest.mark.parametrize("kind", ["data", "index", "embeddings", "prepared"])
+def test_an_out_without_a_folder_has_its_data_sets_kept_too(setup, infra, kind):
+    (condition,) = filter(None, grants(setup()[1], "imagen-train").values())
+    assert not allows(condition, "b", f"{kind}/000.tar")  # out=gs://b
+    for name in ("base/checkpoints/1/manifest.json", f"cascade/{kind}.json", f"{kind}.json"):
+        assert allows(condition, "b", name)
+    # what the README says of such an `out`: nothing is lost there, but nothing is written either
+    assert not allows(condition, "b", f"team/{kind}/digits/base/checkpoints/1/manifest.json")
+    said = (infra / "README.md").read_text()
+    assert re.search(rf"No folder of `out` may be called [^*]*`{kind}`", said)
+
+
+def test_the_condition_is_one_that_google_takes(setup):
+    (condition,) = filter(None, grants(setup()[1], "imagen-train").values())
+    assert len(re.findall(r"&&|\|\||!(?!=)", condition)) <= 12
+
+
+def test_everybody_who_has_rights_on_buckets_is_in_the_readme(setup, infra):
+    _, log = setup("--gpus", "--vms")
+    members = re.findall(r"buckets add-iam-policy-binding \S+ --member=(\S+)", log)
+    names = {re.split(r"[/:]", member)[-1].split("@")[0] for member in members}
+    assert len(names) == 5
+    said = (infra / "README.md").read_text().split("## Who may do what")[1].split("\n## ")[0]
+    listed = [line.split("|")[1] for line in said.splitlines() if line.startswith("| `")]
+    assert {n for line in listed for n in re.findall(r"`(\S+)`", line)} == names | {"imagen-nodes"}
+
+
+def test_what_the_pools_use_is_switched_on(setup):
+    _, log = setup()
+    (line,) = [line for line in log.splitlines() if line.startswith("services enable")]
+    assert "--enable-image-streaming" in log
+    assert "containerfilesystem.googleapis.com" in line
+
+
+def test_each_build_has_a_tag_of_its_own(setup, infra):
+    text = (infra / "README.md").read_text()
+    builds = re.split(r"\ndocker build ", text)
+    assert len(builds) == 3
+    tags = []
+    for before in builds[:-1]:  # named between the build before and this one
+        (tag,) = re.findall(r"^export IMAGE=\S+/imagen:(.*)$", before, re.M)
+        tags.append(tag)
+    assert tags == ["$(git describe --always --dirty)-cpu", "$(git describe --always --dirty)-cuda"]
+    assert re.search(r"repositories create imagen .*--immutable-tags", setup()[1])
 
 
 def test_who_brings_data_in_may_write_it(setup):
@@ -230,7 +296,7 @@ def test_buckets_are_private_and_their_rules_are_google_s(setup, infra):
 )
 def test_shellcheck_has_nothing_to_say(infra):
     assert SHELLCHECK is not None
-    names = ["gcp/setup.sh", "render.sh", "ray-up/notice.sh"]
+    names = ["gcp/setup.sh", "render.sh", "kuberay/stop.sh", "ray-up/notice.sh"]
     words = [SHELLCHECK, *(str(infra / name) for name in names)]
     assert subprocess.run(words, capture_output=True, text=True, check=False).stdout == ""
 

@@ -17,6 +17,7 @@ import yaml
 
 from eval.sampling import POOL
 from pipeline.submitting import STOP_WAIT_S
+from runtime import session
 from train.machines import VALIDATION
 
 ROOT = Path(__file__).parents[2]
@@ -283,7 +284,39 @@ def test_spot_is_first_and_machines_that_stand_in_are_the_same(clusters):
             assert not is_spot(second["template"]["spec"])
             machines = [g["template"]["spec"]["containers"][0]["resources"] for g in groups]
             assert machines[0] == machines[1]  # priorities decide among equal utilizations only
-            assert sum(g["minReplicas"] for g in groups) == 1  # a training looks at what is there
+            least = [(g["minReplicas"], g["replicas"]) for g in (first, second)]
+            assert least == [(0, 0), (1, 1)]  # a cluster is ready also when there is no spot
+
+
+def test_heads_say_what_their_machines_will_have(clusters, monkeypatch):
+    told = {}
+    for name, cluster in clusters.items():
+        groups = cluster["workerGroupSpecs"]
+        has = {r for g in groups for r in g.get("resources", {}) if r != "CPU"}
+        limits = [pod["containers"][0]["resources"]["limits"] for _, pod in pods(cluster)]
+        has |= {"GPU"} if any("nvidia.com/gpu" in limit for limit in limits) else set()
+        (head, *_), env = pods(cluster), {}
+        for variable in head[1]["containers"][0]["env"]:
+            env[variable["name"]] = variable["value"]
+        monkeypatch.setenv(session.EXPECTS, env.get(session.EXPECTS, ""))
+        told[name] = (set(session.expected()), has)
+    assert told.pop("preencode.yaml")[0] == set()  # preencode.actors asks for what is configured
+    assert told.pop("cluster-cpu.yaml") == (set(), set())
+    assert len(told) == 4
+    assert {name: says for name, (says, has) in told.items() if says != has} == {}
+
+
+def test_who_is_told_to_run_something_waits_for_the_cluster_first(infra):
+    wait = "wait --for=condition=RayClusterProvisioned raycluster/imagen"
+    readme = (infra / "README.md").read_text()
+    header = (infra / "kuberay" / "cluster.yaml").read_text().split("apiVersion")[0]
+    for text in (header, *re.findall(r"```bash\n(.*?)```", readme, re.S)):
+        lines = text.splitlines()
+        made = [n for n, line in enumerate(lines) if re.search(r"/cluster(-cpu)?\.yaml \|", line)]
+        for number in made:
+            assert wait in lines[number + 1]
+    assert len(re.findall(wait, readme)) == 2
+    assert wait in header
 
 
 def test_what_ray_counts_is_what_the_pod_has(clusters):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
+from runtime import session
 from train.machines import VALIDATION
 
 NODE_CONFIG = {
@@ -119,6 +120,44 @@ def test_spot_is_asked_first_for_the_same_machine(config):
     assert spot["node_config"]["machineType"] == fallback["node_config"]["machineType"]
     assert spot["node_config"]["scheduling"]["provisioningModel"] == "SPOT"
     assert VALIDATION not in spot["resources"]
+
+
+def test_a_machine_that_costs_and_one_for_when_there_is_no_spot(config):
+    spot, fallback = config[TYPES]["spot"], config[TYPES]["on-demand"]
+    assert (spot["min_workers"], fallback["min_workers"]) == (0, 1)
+
+
+def test_the_head_says_what_its_machines_will_have(config, monkeypatch):
+    (option,) = config["docker"]["head_run_options"]
+    name, _, value = option.removeprefix("--env ").partition("=")
+    assert name == session.EXPECTS
+    monkeypatch.setenv(name, value)
+    has = set().union(*(node["resources"] for node in config[TYPES].values()))
+    assert set(session.expected()) == has - {"CPU"}
+
+
+def test_a_machine_with_a_gpu_waits_for_its_driver_before_the_container(config, tmp_path):
+    from ray.autoscaler._private.command_runner import _with_interactive
+
+    login = config["initialization_commands"]
+    assert "nvidia-smi" not in str(login)  # the head has none, and would wait for ever
+    gpus = {n: t for n, t in config[TYPES].items() if "guestAccelerators" in t["node_config"]}
+    assert set(gpus) == {"spot", "on-demand"}
+    *first, wait = gpus["spot"]["initialization_commands"]  # Ray runs these, and not those of all
+    assert first == login
+    assert gpus["on-demand"]["initialization_commands"] == [*login, wait]
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    tried = f'echo tried >> {tmp_path}/log; [ "$(wc -l < {tmp_path}/log)" -ge 3 ]\n'
+    for name, body in (("nvidia-smi", tried), ("sleep", f"echo slept >> {tmp_path}/naps\n")):
+        (tools / name).write_text("#!/bin/sh\n" + body)
+        (tools / name).chmod(0o755)
+    (tmp_path / ".bashrc").write_text(f"export PATH={tools}:/usr/bin:/bin\n")
+    words = " ".join(_with_interactive(wait))  # how Ray has a machine run it
+    env = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    assert subprocess.run(["bash", "-c", words], env=env, capture_output=True).returncode == 0
+    assert (tmp_path / "log").read_text().count("tried") == 3
+    assert (tmp_path / "naps").read_text().count("slept") == 2
 
 
 def test_no_machine_uses_the_account_that_ray_makes(config, infra):

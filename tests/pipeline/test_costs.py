@@ -1,5 +1,6 @@
 """What stages took, as their logs tell, and the price table."""
 
+import json
 import re
 
 import pytest
@@ -65,9 +66,9 @@ def test_a_training_without_a_log_tells_nothing():
     assert (found.done, found.total, found.worker_s, found.left_s) == (0, 1000, None, None)
 
 
-def shard(time, name, pid, seconds, device="cpu"):
+def shard(time, name, pid, seconds, device="cpu", **whose):
     return {"time": time, "event": "shard", "shard": name, "pid": pid, "seconds": seconds,
-            "device": device}  # fmt: skip
+            "device": device, **whose}  # fmt: skip
 
 
 SHARDS = [
@@ -87,6 +88,12 @@ def test_shards_that_an_earlier_start_finished_count_as_done():
     assert found.worker_s == pytest.approx(11.0)
 
 
+def test_workers_of_two_machines_are_two_also_with_one_process_id():
+    begin = {"time": 0.0, "event": "start", "shards": 8, "left": 8}
+    pods = [shard(2.0, f"0000{n}", 300, 2.0, host=host) for n, host in enumerate("abb")]
+    assert costs.of_shards([begin, *pods], state()).workers == 2
+
+
 def test_a_stage_that_is_done_has_all_its_shards_also_without_an_end_in_the_log():
     assert costs.of_shards(SHARDS, state("done")).done == 8
     assert costs.of_shards([], state("done")) == costs.Progress()
@@ -96,9 +103,16 @@ def test_an_evaluation_tells_what_it_has_sampled_and_took(tmp_path):
     partial = costs.of_evaluation(state(detail="not finished: 1,040 of 2,000 images sampled"), 2000)
     assert (partial.done, partial.total) == (1040, 2000)
     path = tmp_path / "metrics.json"
-    path.write_text('{"cost": {"seconds": {"sample": 50.0, "measure": 10.0}, "images": 200}}')
-    done = costs.of_evaluation(state("done", outputs=(str(path),)), 200)
-    assert (done.per_s, done.worker_s) == (4.0, 60.0)
+    cost = {"seconds": {"sample": 50.0, "measure": 10.0}, "images": 200}
+
+    def found(**crew):
+        path.write_text(json.dumps({"cost": {**cost, **crew}}))
+        return costs.of_evaluation(state("done", outputs=(str(path),)), 200)
+
+    done = found(actors=4, device="cuda")
+    assert (done.per_s, done.workers, done.worker_s, done.gpu) == (4.0, 4, 200.0, True)
+    assert not found(actors=4, device="cpu").gpu
+    assert found().worker_s is None  # of an older version, or nothing was left to sample
     path.write_text("[")
     assert costs.of_evaluation(state("done", outputs=(str(path),)), 200).worker_s is None
 
@@ -158,6 +172,22 @@ def test_worker_hours_cost_their_share_of_a_machine():
     assert prices.spot_and_on_demand(16.0, machine) == {"spot": 2.0, "on_demand": 8.0}
     card = prices.Machine(cores=208, cards=8, card="H100", on_demand=80.0)
     assert prices.spot_and_on_demand(16.0, card) == {"spot": None, "on_demand": 160.0}
+
+
+def test_a_machine_with_gpus_stands_for_what_gpus_do_one_without_for_all_but_the_head():
+    table = prices.load()
+    for use in prices.NEEDED:
+        gpus, cores = table.of(use, "a3-highgpu-8g")[0], table.of(use, "n2-standard-8")[0]
+        assert (gpus == "a3-highgpu-8g") == (use in ("train", "eval", "preencode")), use
+        assert (cores == "n2-standard-8") == (use != "head"), use
+
+
+def test_a_core_of_a_machine_with_gpus_costs_its_share_of_the_cores():
+    table = prices.load()
+    table.uses["prepare"] = "a3-highgpu-8g"
+    _, machine = table.of("prepare")
+    cost = prices.spot_and_on_demand(208.0, machine)
+    assert cost["on_demand"] == table.machines["a3-highgpu-8g"].on_demand
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,28 @@ def test_tars_that_are_there_tell_how_much_is_to_encode(tmp_path, tars):
     assert found.requests.reads == 2 * 5 + 2 * 2 * 2 * footprint.SHARD_READS
 
 
+def test_a_machine_with_gpus_is_not_what_cores_encode_on(tmp_path, tars):
+    words = ("source=null", f"data.tars={tars}")
+    usual = items(made(tmp_path / "out", *words))["preencode"]
+    found = items(made(tmp_path / "out", *words, machine="a3-highgpu-1g"))
+    assert (found["preencode"].machine, found["preencode"].gpu) == ("e2-standard-8", False)
+    assert found["preencode"].usd == pytest.approx(usual.usd, rel=0.5)  # a core is measured anew
+    assert found["train base"].machine == "a3-highgpu-1g"
+
+
+def test_actors_that_share_a_gpu_fill_it_and_take_no_longer_together(tmp_path, tars):
+    def encoding(share, *more, **machine):
+        words = (f"data.tars={tars}", f"preencode.gpus_per_actor={share}", *more)
+        return items(made(tmp_path / "out", "source=null", *words, **machine))["preencode"]
+
+    whole, half, two = encoding(1), encoding(0.5), encoding(0.5, "preencode.actors=2")
+    assert half.work.worker_hours == pytest.approx(whole.work.worker_hours)
+    assert half.hours == pytest.approx(whole.hours)  # two actors on the card of one machine
+    assert two.hours == pytest.approx(whole.hours)
+    cores = encoding(0.5, machine="e2-standard-8").work
+    assert cores.per_worker == 1.0  # an actor takes a core
+
+
 def test_an_encoder_that_is_not_here_is_said_to_be_unknown(tmp_path, tars):
     gone = f"text.encoder={tmp_path}/t5"
     found = made(tmp_path / "out", "source=null", f"data.tars={tars}", gone)

@@ -76,6 +76,39 @@ def test_hours_of_gpus_cost_what_the_table_says_of_the_training_machine(tmp_path
     assert look(tmp_path, machine="a2-highgpu-1g")["train base"].cost.machine == "a2-highgpu-1g"
 
 
+def test_what_cores_did_is_never_priced_as_gpus_nor_the_other_way_round(tmp_path):
+    write_log(tmp_path, "base")
+    write_log(tmp_path, "sr1", device="cuda:0")
+    for chosen, cores, gpus in (
+        ("a3-highgpu-8g", "e2-standard-8", "a3-highgpu-8g"),
+        ("n2-standard-8", "n2-standard-8", "g2-standard-8"),
+    ):
+        rows = look(tmp_path, machine=chosen)
+        assert rows["train base"].cost.machine == cores
+        assert rows["train sr1"].cost.machine == gpus
+    usual, other = look(tmp_path), look(tmp_path, machine="a3-highgpu-8g")
+    assert usual["train base"].cost == other["train base"].cost
+
+
+def test_what_gpus_did_has_no_price_by_a_table_without_them(tmp_path):
+    write_log(tmp_path, "base", device="cuda:0")
+    config, table = configs.load(DIGITS, [f"out={tmp_path}"]), prices.load()
+    table.uses["train"] = "e2-standard-8"
+    (row,) = [r for r in status.rows(config, stages.line(config), table) if r.cost]
+    assert row.cost.usd == {"spot": None, "on_demand": None}
+    assert status.price_range(row.cost.usd) == "?"
+
+
+def test_an_evaluation_on_gpus_is_priced_by_them(tmp_path):
+    (stage,) = [
+        s for s in stages.line(configs.load(DIGITS, [f"out={tmp_path}"])) if s.name == "eval"
+    ]
+    progress = Progress(worker_s=4 * 3600.0, workers=4, gpu=True)
+    cost = status._cost(stage, progress, prices.load(), None)
+    assert (cost.worker_hours, cost.machine) == (4.0, "g2-standard-8")
+    assert cost.usd["spot"] == pytest.approx(4 * prices.load().machines["g2-standard-8"].spot)
+
+
 def test_the_newest_job_of_a_stage_is_told_beside_it(tmp_path):
     jobs = {"train base": [job(1, "FAILED"), job(2, "RUNNING")]}
     rows = look(tmp_path, jobs=jobs)

@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -118,6 +119,9 @@ def test_a_killed_actor_is_replaced_and_the_bytes_are_the_same(work, cluster, co
     assert contents(out) == contents(work / "clean")
     events = log.read(f"{out}/logs/preencode.jsonl")
     assert sum(e["event"] == "actor_lost" for e in events) == 1
+    done = [e for e in events if e["event"] == "shard"]
+    assert len({e["pid"] for e in done}) > 1
+    assert {e["host"] for e in done} == {socket.gethostname()}
 
 
 def test_a_second_run_does_nothing(work, cluster, contents):

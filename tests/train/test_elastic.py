@@ -1,15 +1,24 @@
 import errno
+import math
 import os
+import threading
 from pathlib import Path
 
 import pytest
 import ray
 
 from imagen import checkpoint
+from imagen.errors import ConfigError
+from runtime import session
 from train import elastic, ray_internals
 from train.attempts import LIMIT_BUGS, WorkerFailed
 from train.job import Job
-from train.machines import WAITING
+from train.machines import STOP, STOPPED, WAITING
+
+
+@pytest.fixture(autouse=True)
+def nothing_expected(monkeypatch):
+    monkeypatch.delenv(session.EXPECTS, raising=False)
 
 
 def test_a_worker_takes_one_cpu_and_its_loaders(helpers):
@@ -29,6 +38,38 @@ def test_members_on_one_cluster_are_fenced_from_each_other(helpers):
         wants = elastic.resources(job, cluster)
         assert wants == {"CPU": 1.0, f"imagen_{member}": 1.0}
         assert elastic.room(wants, cluster) == 1
+
+
+@pytest.mark.parametrize(
+    "cluster",
+    [
+        {},
+        {"CPU": 0.0},
+        {"CPU": 8.0},
+        {"CPU": 7.0, "GPU": 1.0, "imagen_sr1": 1.0, "imagen_eval": 1.0},
+    ],
+    ids=["head alone", "head without cores", "machines for the data", "pools of others"],
+)
+def test_machines_that_are_expected_are_asked_for_and_no_others_used(
+    helpers, monkeypatch, capsys: pytest.CaptureFixture, cluster
+):
+    job = Job(helpers.make_config("x", workers=(1, 8)), "base", "one")
+    monkeypatch.setenv(session.EXPECTS, "GPU,imagen_base,imagen_sr1,imagen_eval")
+    wants = {"CPU": 1.0, "GPU": 1.0, "imagen_base": 1.0}
+    assert elastic.resources(job, cluster) == wants
+    assert elastic._plan(job, cluster) == wants
+    told = capsys.readouterr().err
+    assert "train base on GPUs: waiting for machines: 1 to 8 workers" in told
+    assert "there is room for 0" in told  # what is expected is not there
+
+
+def test_what_is_expected_of_others_is_not_asked_for(helpers, monkeypatch):
+    job = Job(helpers.make_config("x"), "base", "one")
+    monkeypatch.setenv(session.EXPECTS, "imagen_sr1,imagen_eval")
+    assert elastic.resources(job, {"CPU": 8.0}) == {"CPU": 1.0}
+    monkeypatch.setenv(session.EXPECTS, "imagen_baes")
+    with pytest.raises(ConfigError, match="`imagen_baes` is no resource"):
+        elastic.resources(job, {"CPU": 8.0})
 
 
 @pytest.mark.parametrize(("cpus", "workers"), [(0.0, 0), (2.0, 2), (7.9, 7)])
@@ -112,3 +153,27 @@ def test_what_a_run_waits_for_is_told_when_it_changes_and_now_and_then(
     monkeypatch.setattr(elastic, "TELL_S", 0.0)
     assert told() == said
     assert told("") == ""  # it has begun
+
+
+@pytest.mark.parametrize("end", ["saved", "ray has ended"])
+def test_a_last_checkpoint_is_waited_for_until_it_is_there_or_nobody_can_save_it(
+    helpers, tmp_path: Path, monkeypatch, end: str
+):
+    job = Job(helpers.make_config("x"), "base", "one")
+    monkeypatch.setattr(elastic, "LAST_S", math.inf)
+    over = threading.Event()
+    call = threading.Thread(target=over.wait, daemon=True)
+    call.start()
+    words = (job, str(tmp_path), call)
+    saving = threading.Thread(target=elastic._save_last, args=words, daemon=True)
+    saving.start()
+    saving.join(1.0)
+    assert saving.is_alive()
+    assert (tmp_path / STOP).exists()
+    if end == "saved":
+        (tmp_path / STOPPED).touch()
+    else:
+        over.set()
+    saving.join(60.0)
+    assert not saving.is_alive()
+    over.set()

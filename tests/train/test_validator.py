@@ -131,7 +131,8 @@ def test_a_run_that_wants_no_validation_looks_at_nothing(helpers, tmp_path: Path
     assert capsys.readouterr().err == ""
 
 
-def test_a_task_takes_nothing_of_training_or_a_place_of_its_own():
+def test_a_task_takes_nothing_of_training_or_a_place_of_its_own(monkeypatch):
+    monkeypatch.delenv(session.EXPECTS, raising=False)
     trained_on = {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}
     own = {"Alive": True, "Resources": {"CPU": 4.0, tasks.FENCE: 1.0}}
     with_gpu = {"Alive": True, "Resources": {"GPU": 1.0, tasks.FENCE: 1.0}}
@@ -140,6 +141,11 @@ def test_a_task_takes_nothing_of_training_or_a_place_of_its_own():
     assert tasks.takes([trained_on, gone]) == {"num_cpus": 0}
     assert tasks.takes([trained_on, own]) == {"num_cpus": 0, "num_gpus": 0, **fence}
     assert tasks.takes([trained_on, with_gpu]) == {"num_cpus": 0, "num_gpus": 1, **fence}
+    monkeypatch.setenv(session.EXPECTS, "imagen_base,imagen_validation")
+    assert tasks.takes([trained_on, gone]) == {"num_cpus": 0, "num_gpus": 0, **fence}
+    monkeypatch.setenv(session.EXPECTS, "GPU,imagen_validation")
+    assert tasks.takes([trained_on]) == {"num_cpus": 0, "num_gpus": 1, **fence}
+    assert tasks.takes([trained_on, own]) == {"num_cpus": 0, "num_gpus": 0, **fence}
 
 
 CPU = torch.device("cpu")

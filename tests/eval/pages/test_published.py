@@ -1,7 +1,6 @@
 """The publish stage: how far it is, and what its place is brought to."""
 
 import dataclasses
-import json
 import shutil
 
 import pytest
@@ -87,13 +86,45 @@ def test_an_older_cascade_of_the_project_is_stale_and_gives_way(project):
     assert told(project)[0] == "done"
 
 
-def test_what_another_project_published_is_refused(project):
-    call(project)
-    metrics = json.loads(storage.get(f"{project.published}/metrics.json"))
-    storage.put(f"{project.published}/metrics.json", json.dumps(metrics | {"name": "o"}).encode())
+def test_what_another_run_of_the_same_name_published_is_refused(project, tiny, tmp_path):
+    place = f"{tmp_path}/place"
+    shutil.copytree(project.out, tmp_path / "other" / "out")
+    other = dataclasses.replace(tiny.make_config(tmp_path / "other/out"), publish=project.publish)
     older, *_ = history.load(project).evaluations
+    call(reset(project, to=place, evaluation=older.name))
+    shutil.rmtree(f"{other.evals}/{older.name}")  # a run that never had that cascade
+    assert other.name == project.name
+    before = files(place)
     with pytest.raises(StorageError, match=r"holds another cascade(.|\n)*--overwrite"):
-        call(reset(project, evaluation=older.name))
+        call(reset(other, to=place))
+    assert files(place) == before
+    call(reset(other, to=place), "--overwrite")
+    assert told(reset(other, to=place))[0] == "done"
+
+
+def test_what_a_person_chose_the_snapshots_of_may_be_anothers_and_is_refused(project, leave):
+    older, *_ = history.load(project).evaluations
+    call(reset(project, evaluation=older.name))
+    leave.alter(older.folder, named=True)
+    with pytest.raises(StorageError, match="holds another cascade"):
+        call(project)
+
+
+def test_the_newest_that_has_seen_fewer_images_is_refused_but_not_one_that_is_named(project, leave):
+    call(project)
+    for member in project.members:  # trained anew: the snapshots of the longer training are gone
+        for count in (1280, 1920):
+            shutil.rmtree(f"{project.run_dir(member)}/snapshots/{count:012d}")
+    oldest, *_ = history.load(project).evaluations
+    leave.alter(oldest.folder, fingerprint=inputs.gather(project).fingerprint)
+    newest = history.load(project).newest
+    assert newest.at == 640
+    with pytest.raises(
+        StorageError, match=r"1,920 images, the newest .* of 640(.|\n)*--evaluation"
+    ):
+        call(project)
+    call(reset(project, evaluation=newest.name))
+    assert told(project)[0] == "done"
 
 
 def test_a_destination_on_the_command_line_never_gives_way_by_itself(project, tmp_path):

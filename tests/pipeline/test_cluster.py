@@ -1,5 +1,7 @@
 """The pipeline on a real Ray cluster of three nodes, over HTTP, as a person on a laptop has it."""
 
+import json
+import os
 import re
 import signal
 import subprocess
@@ -44,6 +46,14 @@ train:
 eval: {{prompts: digits, count: 10, grid: {{prompts: 2, seeds: 1}}}}
 """
 
+ASK = """
+import dataclasses, json, sys
+from pipeline import jobs
+known = jobs.Cluster(sys.argv[1]).of(sys.argv[2])
+told = {name: [dataclasses.asdict(job) for job in found] for name, found in known.items()}
+print(json.dumps(told))
+"""
+
 
 class Laptop:
     """A machine with a folder and a Python of its own, and the token of the cluster."""
@@ -77,8 +87,18 @@ class Laptop:
         return told
 
     def jobs(self):
-        """Return what the cluster knows of the run."""
-        return jobs.Cluster(self.head.url).of(self.out)
+        """Return what the cluster knows of the run.
+
+        Asked by another process: this one may have had another Ray, and would keep its token.
+        """
+        words = [sys.executable, "-c", ASK, self.head.url, self.out]
+        told = subprocess.run(
+            words, env=os.environ | self.head.token, cwd=ROOT, stdout=subprocess.PIPE, check=True
+        ).stdout
+        return {
+            stage: [jobs.JobInfo(**job) for job in found]
+            for stage, found in json.loads(told).items()
+        }
 
     def events(self):
         return log.read(f"{self.out}/base/log.jsonl")
@@ -115,10 +135,7 @@ class Laptop:
 
 @pytest.fixture(scope="module")
 def laptop(job_cluster, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patched:
-        for name, value in job_cluster.token.items():
-            patched.setenv(name, value)
-        yield Laptop(tmp_path_factory.mktemp("laptop"), job_cluster)
+    return Laptop(tmp_path_factory.mktemp("laptop"), job_cluster)
 
 
 @pytest.fixture(scope="module")

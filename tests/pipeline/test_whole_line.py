@@ -14,7 +14,7 @@ import pytest
 
 from runtime import log
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(5000)]
 
 ROOT = Path(__file__).parents[2]
 FEW = ["eval.count=20", *(f"eval.sweeps.{name}=[]" for name in ("guidance", "steps", "aug_level"))]
@@ -44,7 +44,7 @@ def statuses(out):
 
 def wait_for_checkpoint(process, out):
     """Wait until base has a checkpoint, as its log tells."""
-    end = time.monotonic() + 300
+    end = time.monotonic() + 900
     while not any(e.get("event") == "checkpoint" for e in log.read(f"{out}/base/log.jsonl")):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < end, "no checkpoint came"
@@ -96,7 +96,7 @@ def line(tmp_path_factory):
     assert [statuses(out)[stage] for stage in STAGES[:2]] == ["done", "done"]
     assert statuses(out)["train base"] == "partial"
     second = pipeline("run", out)
-    result, told = second.communicate(timeout=1200)
+    result, told = second.communicate(timeout=2400)
     assert second.returncode == 0, told
     return out, result, told
 

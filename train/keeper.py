@@ -98,7 +98,7 @@ class Keeper:
             self._tell_alive()
             self._save(reason, snap=False, save=True, interval=sums)
         self.saver.wait()
-        self._tell_saved()
+        self._tell_saved(reason)
         with contextlib.suppress(StorageError):  # the end is near: no time to insist
             self.flush(HASTY)
 
@@ -136,12 +136,18 @@ class Keeper:
             **{f"bad/{reason}": count for reason, count in quarantine.counts().items()},
         )
 
-    def _tell_saved(self) -> None:
+    def _tell_saved(self, notice: str = "") -> None:
+        """Log the checkpoints that are complete; that of now is, whatever else for, for `notice`.
+
+        An interval may end in the very step of a notice: then its checkpoint is the one asked for.
+        """
         for saved in self.saver.finished():
             if self.log is not None:
                 fields = asdict(saved) | {
                     key: round(getattr(saved, key), 3) for key in ("seconds", "waited_s")
                 }
+                if notice and saved.images_seen == self.trainer.images_seen:
+                    fields["reason"] = notice
                 self.log.event("checkpoint", **fields)
 
     def _save(

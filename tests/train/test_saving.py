@@ -159,6 +159,23 @@ def test_a_notice_saves_at_once_and_training_goes_on_when_nobody_comes(helpers, 
     assert rundir.finished(one.run_dir) is not None
 
 
+def test_the_log_tells_of_a_notice_in_the_step_that_ends_an_interval(
+    helpers, project: str, monkeypatch
+):
+    one = job(helpers, project, images=120)
+    step = Trainer.step
+
+    def asked(self, parts):
+        step(self, parts)
+        if self.images_seen == 80:
+            notice.ask("stop", park_s=0)
+
+    monkeypatch.setattr(Trainer, "step", asked)
+    run_rank(one, ALONE)
+    told = [(e["images_seen"], e["reason"]) for e in happened(one, "checkpoint")]
+    assert told == [(40, "interval"), (80, "stop"), (120, "end")]
+
+
 def curve(one: Job) -> list[tuple[int, float, float, int]]:
     lines = [e for e in log.read(f"{one.run_dir}/log.jsonl") if "loss" in e]
     return [(e["images_seen"], e["loss"], e["grad_norm"], e["bad_samples"]) for e in lines]

@@ -2,13 +2,13 @@
 
 import asyncio
 import contextlib
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 
 from imagen.errors import ImagenError
 from pipeline.jobs import Cluster, JobInfo, Unreachable
+from runtime.cli import say
 
 LOOK_S = 1.0
 AGAIN_S = 3.0
@@ -20,11 +20,6 @@ SILENCE_S = 120.0
 way, may have lost the connection without anybody noticing."""
 
 Write = Callable[[str], None]
-
-
-def to_stderr(line: str) -> None:
-    """Tell the person at the terminal one line."""
-    print(line, file=sys.stderr, flush=True)
 
 
 class Tail(threading.Thread):
@@ -92,7 +87,7 @@ class Tail(threading.Thread):
 class Follower:
     """Watches jobs of stages; ask `ended` again and again."""
 
-    def __init__(self, cluster: Cluster, write: Write = to_stderr, named: bool = True) -> None:
+    def __init__(self, cluster: Cluster, write: Write = say, named: bool = True) -> None:
         self.cluster = cluster
         self.named = named
         """Whether each line begins with its stage."""

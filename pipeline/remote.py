@@ -4,14 +4,15 @@ import contextlib
 import time
 from collections.abc import Sequence
 
-from imagen.errors import ConfigError, StorageError
+from imagen.errors import ConfigError
 from pipeline import submitting
 from pipeline.following import Follower
 from pipeline.jobs import Cluster, JobInfo, Unreachable
-from pipeline.run import Outcome, say
+from pipeline.run import Outcome, is_due
 from pipeline.stages import Stage, waves
 from pipeline.submitting import Shipment
 from runtime import progress
+from runtime.cli import say
 
 DYING_S = 60.0
 LOST_TRIES = 5
@@ -60,7 +61,7 @@ class _Wave:
         known = self.cluster.of(self.shipment.out)
         active = {name for name, before in known.items() if before[-1].active}
         here = [s for s in wave if submitting.running(known, self.shipment, s.name, s.arguments)]
-        due = [s for s in wave if s in here or self._is_due(s, s.name in active)]
+        due = [s for s in wave if s in here or is_due(s, s.name in active)]
         for stage in due:  # all of them before the first is submitted
             if stage not in here:
                 submitting.check(stage, self.line, self.shipment.config)
@@ -72,20 +73,6 @@ class _Wave:
             {training.member: training.images for training in trainings},
             self._finished,
         )
-
-    def _is_due(self, stage: Stage, otherwise: bool) -> bool:
-        """Tell whether a stage is not done. `otherwise`: a job runs it with other settings."""
-        state = stage.state()
-        if state.status == "running" and not otherwise:
-            raise StorageError(
-                f"{stage.name} is being run by another process: {state.detail}",
-                "wait for it to end, then run again",
-            )
-        if state.status == "done":
-            say(f"{stage.name}: done already ({state.detail})")
-            return False
-        say(f"{stage.name}: {state.status}, {state.detail}")
-        return True
 
     def _start(self, stage: Stage) -> None:
         try:
@@ -121,11 +108,7 @@ class _Wave:
             self.losses.pop(stage.name, None)
         tries = self.losses[stage.name] = self.losses.get(stage.name, 0) + 1
         say(f"{stage.name}: its job was lost with the cluster's head")
-        if tries > LOST_TRIES:
-            say(f"{stage.name}: given up, its job was lost {tries} times")
-            self.outcome.failed[stage.name] = 1
-        else:
-            self.again[stage] = time.monotonic() + DYING_S
+        self._try_again(stage, tries <= LOST_TRIES, f"its job was lost {tries} times")
 
     def _is_others(self, stage: Stage, job: JobInfo) -> bool:
         """Tell whether a job that has ended was that of others, and left work.
@@ -143,11 +126,14 @@ class _Wave:
         """
         tries = self.others[stage.name] = self.others.get(stage.name, 0) + 1
         say(f"{stage.name}: job {job.id}, which this run did not submit, {job.status.lower()}")
-        if tries > OTHERS_TRIES:
-            say(f"{stage.name}: given up, {tries} jobs of others have left it undone")
-            self.outcome.failed[stage.name] = 1
-        else:
+        self._try_again(stage, tries <= OTHERS_TRIES, f"{tries} jobs of others have left it undone")
+
+    def _try_again(self, stage: Stage, patient: bool, why: str) -> None:
+        if patient:
             self.again[stage] = time.monotonic() + DYING_S
+        else:
+            say(f"{stage.name}: given up, {why}")
+            self.outcome.failed[stage.name] = 1
 
     def _go_on(self, stage: Stage) -> None:
         """Submit a stage again whose job was lost, or another's; it goes on from its files."""

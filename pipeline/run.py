@@ -3,7 +3,6 @@
 import contextlib
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from imagen.errors import StorageError
 from pipeline import children
 from pipeline.stages import Stage, reasons, shares, waves
 from runtime import progress, session
+from runtime.cli import say
 from runtime.state import lock
 
 
@@ -24,11 +24,6 @@ class Outcome:
     """Stage -> how long it took; a stage that was done before is not in it."""
     failed: dict[str, int] = field(default_factory=dict)
     """Stage -> exit status that is not 0."""
-
-
-def say(text: str) -> None:
-    """Tell the person at the terminal."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def cluster_resources(address: str) -> Mapping[str, float]:
@@ -54,7 +49,7 @@ def run(
     with lock(logs), contextlib.ExitStack() as stack:
         environment: dict[str, str] = {}
         for wave in waves(stages):
-            todo = [stage for stage in wave if not _skip(stage)]
+            todo = [stage for stage in wave if is_due(stage)]
             if not todo:
                 continue
             if not environment:
@@ -79,18 +74,23 @@ def _fenced(todo: Sequence[Stage], there: Mapping[str, float]) -> bool:
     return False
 
 
-def _skip(stage: Stage) -> bool:
+def is_due(stage: Stage, otherwise: bool = False) -> bool:
+    """Tell whether a stage is not done, also the person. `otherwise`: a job of ours runs it, with
+    other settings.
+
+    Raises StorageError when somebody else runs it.
+    """
     state = stage.state()
-    if state.status == "running":
+    if state.status == "running" and not otherwise:
         raise StorageError(
             f"{stage.name} is being run by another process: {state.detail}",
             "wait for it to end, then run again",
         )
     if state.status == "done":
         say(f"{stage.name}: done already ({state.detail})")
-        return True
+        return False
     say(f"{stage.name}: {state.status}, {state.detail}")
-    return False
+    return True
 
 
 @contextlib.contextmanager

@@ -15,6 +15,11 @@ PARENT = "IMAGEN_PARENT_PID"
 """Environment variable by which the pipeline asks a stage to end when the pipeline is gone."""
 
 
+def say(text: str) -> None:
+    """Tell the person at the terminal."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def stage_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentParser:
     """Return the parser of a stage: CONFIG, `a.b=c` overrides, --dry-run, --address."""
     parser = argparse.ArgumentParser(

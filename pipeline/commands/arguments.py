@@ -2,7 +2,6 @@
 
 import argparse
 import shlex
-import sys
 from typing import TYPE_CHECKING
 
 from imagen.errors import ConfigError
@@ -90,8 +89,3 @@ def shipment(args: argparse.Namespace) -> "Shipment":
 def options(args: argparse.Namespace) -> list[str]:
     """Return the stage's own options of a command line."""
     return shlex.split(args.options)
-
-
-def say(text: str) -> None:
-    """Tell the person at the terminal."""
-    print(text, file=sys.stderr, flush=True)

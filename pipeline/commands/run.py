@@ -1,7 +1,6 @@
 """`python -m pipeline run CONFIG`: run what is not done yet."""
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
 from pipeline.commands import arguments
@@ -65,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         outcome = _as_jobs(args, config, url)
     if outcome.failed:
-        print(f"error: {' and '.join(outcome.failed)} failed", file=sys.stderr)
+        cli.say(f"error: {' and '.join(outcome.failed)} failed")
         return 2 if set(outcome.failed.values()) == {2} else 1  # 2: a person can mend it
     report.summary(line, outcome, config.out)
     return 0
@@ -79,7 +78,7 @@ def _as_jobs(args: argparse.Namespace, config: "PipelineConfig", url: str) -> "O
     try:
         return remote.run(jobs.Cluster(url), shipment, line)
     except KeyboardInterrupt:
-        arguments.say(
+        cli.say(
             "the jobs go on; this command watches them again, and\n"
             f"python -m pipeline stop line {' '.join(config.arguments)} stops them"
         )

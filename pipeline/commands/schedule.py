@@ -7,6 +7,7 @@ import sys
 import time
 
 from pipeline.commands import arguments
+from runtime import cli
 
 TEXT = """\
 Submit a stage to a cluster every so often, for example an evaluation of what training has made.
@@ -66,7 +67,7 @@ def _tick(args: argparse.Namespace) -> None:
         _tell_failed(cluster.of(shipment.out), args.stage)
         submitted(args.stage, arguments.options(args), cluster, shipment)
     except (Unreachable, StorageError, NotNow) as err:
-        arguments.say(f"{time.strftime('%H:%M')} not submitted, next time again: {err.message}")
+        cli.say(f"{time.strftime('%H:%M')} not submitted, next time again: {err.message}")
 
 
 def _tell_failed(known: dict, stage: str) -> None:
@@ -74,7 +75,7 @@ def _tell_failed(known: dict, stage: str) -> None:
     for name, found in known.items():
         if name.replace(" ", "-") == stage and found[-1].status == "FAILED":
             last = found[-1].message.strip().splitlines()[-1:]
-            arguments.say(f"{name}: job {found[-1].id} failed: {' '.join(last)}")
+            cli.say(f"{name}: job {found[-1].id} failed: {' '.join(last)}")
 
 
 def _crontab(args: argparse.Namespace, when: str) -> str:

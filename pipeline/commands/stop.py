@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pipeline.commands import arguments
+from runtime import cli
 
 if TYPE_CHECKING:
     from pipeline.jobs import Cluster, JobInfo
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         later = {name: found[-1] for name, found in cluster.of(config.out).items()}
         stopped |= _stop(cluster, {name: job for name, job in later.items() if job.active})
     if not stopped:
-        arguments.say(f"{args.stage}: no job of it is running")
+        cli.say(f"{args.stage}: no job of it is running")
     states = {stage.name: stage.state for stage in stages.line(config)}
     for name, status in stopped.items():
         state = states[name]() if name in states else None
@@ -61,7 +62,7 @@ def _stop(cluster: "Cluster", running: Mapping[str, "JobInfo"]) -> dict[str, str
     from pipeline.jobs import Unreachable
 
     for name, job in running.items():
-        arguments.say(f"{name}: stopping job {job.id}, which may take until a checkpoint is saved")
+        cli.say(f"{name}: stopping job {job.id}, which may take until a checkpoint is saved")
         cluster.stop(job.id)
     ended: dict[str, str] = {}
     deadline = time.monotonic() + PATIENCE_S

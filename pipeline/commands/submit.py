@@ -1,11 +1,11 @@
 """`python -m pipeline submit STAGE CONFIG`: run one stage, or the whole line, as a job."""
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
 from imagen.errors import ConfigError
 from pipeline.commands import arguments
+from runtime import cli
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,6 +95,6 @@ def submitted(
     for name, words in chosen:
         job, fresh = submitting.submit(cluster, shipment, name, words)
         how = "submitted as" if fresh else "is run already by"
-        print(f"{name}: {how} job {job.id}", file=sys.stderr)
+        cli.say(f"{name}: {how} job {job.id}")
         ids[name] = job.id
     return ids

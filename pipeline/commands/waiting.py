@@ -3,7 +3,7 @@
 import time
 from typing import TYPE_CHECKING
 
-from pipeline.commands.arguments import say
+from runtime.cli import say
 
 if TYPE_CHECKING:
     from pipeline.following import Follower

@@ -195,13 +195,6 @@ class EmbeddingSet:
         names = list(shards) if prepared is None else [s.name for s in prepared.shards]
         return cls(folder, encoder, {name: shards[name]["digest"] for name in names}, cache)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_shard"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state
-        self._shard = OpenShards(self._open_shard)
-
     def keep_open(self, count: int) -> None:
         """Keep up to `count` shards open, if that is more than usual; close those evicted."""
         self._shard.keep(count)

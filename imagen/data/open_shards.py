@@ -3,7 +3,7 @@
 import os
 import resource
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from imagen import store
 from imagen.errors import StorageError
@@ -24,13 +24,16 @@ S = TypeVar("S", bound=Shard)
 
 
 class OpenShards(Generic[S]):
-    """The shards of a data set that a process has open. Does not travel to other processes."""
+    """The shards of a data set that a process has open; another process opens its own."""
 
     def __init__(self, opener: Callable[[int], S]) -> None:
         self._opener = opener
         self._open: dict[int, S] = {}
         self._last: tuple[int, S] | None = None
         self._limit = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._opener,)
 
     def __call__(self, shard: int) -> S:
         """Return a shard, opened when it is first used."""

@@ -19,6 +19,8 @@ from train.config import TrainStageConfig
 from train.job import Job
 from train.loop import Trainer, World
 
+SAVED_S = 600.0
+"""How long a checkpoint may take."""
 LOWRES = {
     "kind": "base",
     "widths": [8],
@@ -117,7 +119,9 @@ class Loop:
         The checkpoint is written while training goes on; the log tells of it after a later step.
         """
         self.step()
+        deadline = time.monotonic() + SAVED_S
         while not checkpoint.saved(self.job.checkpoints):
+            assert time.monotonic() < deadline, f"no checkpoint after {SAVED_S:.0f} s"
             time.sleep(0.1)
         self.step()
         self.ended = True

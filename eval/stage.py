@@ -30,6 +30,7 @@ from eval.inputs import Inputs, check_data, check_sampling, gather, of_members
 from eval.lineups import Lineup
 from imagen import assembly, cascade, manifest, storage
 from imagen.data.images import told
+from imagen.data.prepared import Prepared
 from imagen.errors import ImagenError
 from imagen.project import absolute
 from imagen.text.encoder import encoder_fingerprint
@@ -188,6 +189,12 @@ def run(config: EvalConfig, address: str | None = None, lineup: Lineup | None = 
     ShardError or ConfigError before anything is sampled; claim.Taken when another is at work.
     """
     config = absolute(config)
+    work(config, address, lineup)
+    return state(config, lineup)
+
+
+def work(config: EvalConfig, address: str | None, lineup: Lineup | None) -> bool:
+    """Evaluate a line-up as `run` does; return False when it was done already, by whomever."""
     found = Found.of(config, lineup)
     check_sampling(of_members(config, found.inputs), found.inputs)
     extractors.check(config.eval)
@@ -195,16 +202,21 @@ def run(config: EvalConfig, address: str | None = None, lineup: Lineup | None = 
     check_data(found.inputs, prepared)
     if lineup is None:
         assemble(config, found.inputs)
-    if found.done is None:
-        with claim(found.folder) as check:
-            done = _finished(config, found.inputs)  # perhaps it was finished while we waited
-            if done is None:
-                evaluate(found.evaluation, prepared, address, check)
-                storage.delete(failure(config, found.folder))
-                curves.tell(config, found.folder)
+    fresh = found.done is None and _claimed(found, prepared, address)
     if found.done is None or not storage.exists(storage.join(config.evals, REPORT)):
         report.write(config)
-    return state(config, lineup)
+    return fresh
+
+
+def _claimed(found: Found, prepared: Prepared, address: str | None) -> bool:
+    """Evaluate with a claim; return False when it was finished while we waited for that."""
+    with claim(found.folder) as check:
+        if _finished(found.config, found.inputs) is not None:
+            return False
+        evaluate(found.evaluation, prepared, address, check)
+        storage.delete(failure(found.config, found.folder))
+        curves.tell(found.config, found.folder)
+        return True
 
 
 def failure(config: EvalConfig, folder: str) -> str:

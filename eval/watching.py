@@ -32,6 +32,7 @@ class Round:
     """What one look at all line-ups came to, by the names of their evaluations."""
 
     done: list[str] = field(default_factory=list)
+    """By this process."""
     failed: dict[str, str] = field(default_factory=dict)
     """Why; those that were given up are among them."""
     given_up: list[str] = field(default_factory=list)
@@ -124,7 +125,7 @@ def _try(
         return
     tell(f"{name}: {' and '.join(lineup.snapshots)} at {lineup.images:,} images")
     try:
-        state = stage.run(config, address, lineup)
+        fresh = stage.work(config, address, lineup)
     except Taken as err:
         came_to.taken.append(name)
         tell(f"{name}: {err.message}")
@@ -137,8 +138,10 @@ def _try(
         came_to.failed[name] = _note(config, name, tries + 1, err)
         tell(f"{name} failed, try {tries + 1} of {TRIES}: {came_to.failed[name]}")
     else:
-        came_to.done.append(name)
-        tell(f"{name}: {state.detail}")
+        if fresh:
+            came_to.done.append(name)
+        detail = stage.state(config, lineup).detail
+        tell(f"{name}: {detail if fresh else 'others have evaluated it meanwhile'}")
 
 
 def _gone(lineup: Lineup) -> bool:

@@ -133,20 +133,43 @@ def test_a_snapshot_that_comes_meanwhile_waits_for_the_next_round(tiny, tmp_path
     for member in config.members:
         tiny.write_snapshot(config, member, images_seen=100)
     sample_here(config)
-    run = stage.run
+    work = stage.work
 
-    def run_while_training_goes_on(*words):
+    def work_while_training_goes_on(*words):
         tiny.write_snapshot(config, "base", images_seen=200, seed=200)
-        return run(*words)
+        return work(*words)
 
-    monkeypatch.setattr(stage, "run", run_while_training_goes_on)
+    monkeypatch.setattr(stage, "work", work_while_training_goes_on)
     told = []
     assert len(watching.once(config, None, told.append).done) == 1
     assert not storage.exists(f"{config.cascade}/cascade.json")  # the newest is not evaluated yet
-    monkeypatch.setattr(stage, "run", run)
+    monkeypatch.setattr(stage, "work", work)
     sample_here(config)
     assert len(watching.once(config, None, told.append).done) == 1
     assert storage.exists(f"{config.cascade}/cascade.json")
+
+
+@pytest.mark.slow
+def test_what_others_evaluate_meanwhile_is_not_counted_as_ones_own(tiny, tmp_path, monkeypatch):
+    config = tiny.make_config(tmp_path, count=10)
+    tiny.write_data(tmp_path)
+    for images in (100, 200):
+        tiny.write_snapshot(config, "base", images_seen=images, seed=images)
+    sample_here(config)
+    work = stage.work
+
+    def work_while_others_do_the_rest(config, address, lineup):
+        for other in watching.missing(config):
+            if other.images < lineup.images:
+                assert work(config, address, other)
+        return work(config, address, lineup)
+
+    monkeypatch.setattr(stage, "work", work_while_others_do_the_rest)
+    told = []
+    came_to = watching.once(config, None, told.append)
+    assert [name[:12] for name in came_to.done] == [f"{200:012d}"]
+    assert told[-1].endswith("others have evaluated it meanwhile")
+    assert len(finished(config)) == 2
 
 
 @pytest.mark.slow
@@ -176,11 +199,11 @@ def test_a_snapshot_that_training_deletes_meanwhile_is_no_failure(tiny, tmp_path
     tiny.write_data(tmp_path)
     folder = tiny.write_snapshot(config, "base", images_seen=100)
 
-    def run(*_):
+    def work(*_):
         storage.delete(f"{folder}/snapshot.json")
         raise StorageError("the weights are gone")
 
-    monkeypatch.setattr(stage, "run", run)
+    monkeypatch.setattr(stage, "work", work)
     told = []
     came_to = watching.once(config, None, told.append)
     assert not came_to.failed

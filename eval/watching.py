@@ -126,6 +126,7 @@ def _try(
     tell(f"{name}: {' and '.join(lineup.snapshots)} at {lineup.images:,} images")
     try:
         fresh = stage.work(config, address, lineup)
+        state = stage.state(config, lineup)
     except Taken as err:
         came_to.taken.append(name)
         tell(f"{name}: {err.message}")
@@ -140,8 +141,7 @@ def _try(
     else:
         if fresh:
             came_to.done.append(name)
-        detail = stage.state(config, lineup).detail
-        tell(f"{name}: {detail if fresh else 'others have evaluated it meanwhile'}")
+        tell(f"{name}: {state.detail if fresh else 'others have evaluated it meanwhile'}")
 
 
 def _gone(lineup: Lineup) -> bool:
